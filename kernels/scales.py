@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scales that minimise the expected squared error, in closed form from a histogram or a weight."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Doubles = NDArray[np.float64]
+
+
+NEGLIGIBLE = 1e-20
+"""A row whose weights are all below this is a row of zeros: its scale would be denormal."""
+
+
+def search_range(
+    centers: Doubles,
+    counts: Doubles,
+    low: float,
+    high: float,
+    *,
+    bits: int,
+    candidates: int,
+    lowest: float,
+) -> tuple[float, float]:
+    """Return the clip range inside ``[low, high]`` with the least expected squared error.
+
+    Every pair of ``candidates`` clip points a side is scored: positions inside cost
+    ``s^2 / 12`` (uniform rounding noise), positions outside the square of their distance. All
+    pairs come from cumulative moments, so the cost does not depend on the number of bins.
+    Exact zeros must be left out of ``counts``: zero is a code of every grid.
+
+    Shapes:
+        centers, counts (bins,).
+
+    Source:
+        expected error of a uniform quantizer with clipping: ACIQ, arXiv 1810.05723, eq. 4-6,
+        with the measured histogram in place of a parametric density.
+    """
+    fractions = np.linspace(lowest, 1.0, candidates)
+    lows = np.unique(min(low, 0.0) * fractions)  # ascending: the widest first
+    highs = np.unique(max(high, 0.0) * fractions)
+    below, inside_low = _tail(centers, counts, lows)
+    above, inside_high = _tail(-centers[::-1], counts[::-1], -highs)
+    inside = counts.sum() - inside_low[:, None] - inside_high[None, :]
+    steps = (highs[None, :] - lows[:, None]) / ((1 << bits) - 1)
+    error = below[:, None] + above[None, :] + np.maximum(inside, 0.0) * steps**2 / 12.0
+    i, j = np.unravel_index(int(np.argmin(error)), error.shape)
+    return float(lows[i]), float(highs[j])
+
+
+def _tail(centers: Doubles, counts: Doubles, points: Doubles) -> tuple[Doubles, Doubles]:
+    """Return, for each clip point, the squared distance of all mass below it, and that mass."""
+    padded = (np.concatenate([[0.0], np.cumsum(counts * centers**k)]) for k in range(3))
+    index = np.searchsorted(centers, points)
+    mass, first, second = (moment[index] for moment in padded)
+    return np.maximum(second - 2 * points * first + points**2 * mass, 0.0), mass
+
+
+def weight_scale(
+    weight: Floats,
+    importance: Doubles | None = None,
+    *,
+    limit: int,
+    candidates: int,
+    lowest: float = 0.7,
+) -> NDArray[np.float32]:
+    """Return the symmetric scale of each row with the least weighted squared rounding error.
+
+    Shapes:
+        weight (C_out, K); importance (K,), mean square of the input each column multiplies;
+        result (C_out,).
+
+    Units:
+        result in weight units a step; a row of zeros gets 0 (the caller picks what suits its bias).
+    """
+    peak = np.abs(weight).max(axis=1)  # (C_out,)
+    peak = np.where(peak > NEGLIGIBLE, peak, 0.0)
+    best = np.full(peak.shape, np.inf)
+    fraction = np.ones_like(best)
+    column = np.ones(weight.shape[1]) if importance is None else importance
+    inverse = limit / np.where(peak > 0, peak, 1.0)
+    unit = (weight * inverse[:, None]).astype(np.float32)  # rows scaled to [-limit, limit]
+    importance32 = column.astype(np.float32)
+    for candidate in np.linspace(1.0, lowest, candidates):
+        codes = np.clip(np.rint(unit / np.float32(candidate)), -limit, limit)
+        error = np.square(codes * np.float32(candidate) - unit) @ importance32
+        better = error < best
+        best = np.where(better, error, best)
+        fraction = np.where(better, candidate, fraction)
+    return (fraction * peak / limit).astype(np.float32)
+
+
+def pair_safe_scale(
+    weight: Floats, scale: NDArray[np.float32], *, limit: int
+) -> NDArray[np.float32]:
+    """Raise the scale of rows where two neighbours of one sign would sum to more than ``limit``.
+
+    AVX2 without VNNI multiplies u8 by s8 in pairs (vpmaddubsw) and saturates at 32767: with
+    activations up to 255, a pair of weights may sum to at most 128.
+
+    Shapes:
+        weight (C_out, K) with K in the order the kernel sums; scale (C_out,).
+    """
+    even = weight if weight.shape[1] % 2 == 0 else np.pad(weight, ((0, 0), (0, 1)))
+    left, right = even[:, 0::2], even[:, 1::2]
+    up = (np.maximum(left, 0) + np.maximum(right, 0)).max(axis=1)
+    down = (np.maximum(-left, 0) + np.maximum(-right, 0)).max(axis=1)
+    needed = np.maximum(up, down) / (limit - 1)  # one code of slack: two values may both round up
+    return np.maximum(scale, needed).astype(np.float32)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One streaming run over the calibration data: ranges, histograms, moments."""
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qhyvit_onnx.errors import DataError, ModelError
+from qhyvit_onnx.facts import STATS
+from qhyvit_onnx.graph import Tensor, producer
+from qhyvit_onnx.kernels.observers import Observer, TensorStats
+from qhyvit_onnx.passes._base import Outcome, Pass
+from qhyvit_onnx.runtime import Session
+from qhyvit_onnx.state import State
+from qhyvit_onnx.units import CONVOLUTIONS, FLOAT_OUT, Kind, Unit, find_units, is_softmax, source_of
+
+
+@dataclass(frozen=True)
+class Calibrate(Pass):
+    """Watch every tensor at the border of a unit, sample by sample; keep sums, never tensors."""
+
+    threads: int = 2
+    """Tensors observed side by side (numpy releases the lock while it reduces)."""
+
+    name = "calibrate"
+    summary = "one streaming run over the data: ranges, histograms, moments in fixed memory"
+    gives = (STATS,)
+
+    def run(self, state: State) -> Outcome:
+        """Put STATS: statistics by tensor name."""
+        axes = _observed(find_units(state.graph))
+        observers = {name: Observer(axis) for name, axis in axes.items()}
+        session = Session(_with_outputs(state.model(), list(axes)))
+        samples = 0
+        with ThreadPoolExecutor(self.threads) as pool:
+            for feeds in state.calibration:
+                _observe(session, observers, feeds, pool, samples)
+                samples += 1
+                state.tick(samples, len(state.calibration))
+        if not samples:
+            raise DataError(
+                "the calibration data holds no samples", hint="give --calib a folder of images"
+            )
+        stats = {name: observer.stats() for name, observer in observers.items()}
+        state.put(STATS, stats)
+        return Outcome(0, _note(stats, samples))
+
+
+def _observe(
+    session: Session,
+    observers: Mapping[str, Observer],
+    feeds: Mapping[str, NDArray[np.generic]],
+    pool: ThreadPoolExecutor,
+    sample: int,
+) -> None:
+    values = {**feeds, **session.run(feeds, [n for n in observers if n not in feeds])}
+    taken = pool.map(lambda name: observers[name].add(values[name]), observers)
+    for name, finite in zip(observers, taken, strict=True):
+        if not finite:
+            raise ModelError(
+                f"tensor {name!r} holds NaN or infinity on calibration sample {sample}",
+                hint="check the preprocessing and that the float model is sound",
+            )
+
+
+def _observed(units: Iterable[Unit]) -> dict[str, int]:
+    """Return the tensors to watch, each with its channel axis.
+
+    What a kernel reads, seen through data movement, and what it writes as codes. A tensor that a
+    kernel writes as floats is watched only if another kernel reads it; a softmax that enters a
+    product (attention) never: it is large, and its grid is fixed.
+    """
+    axes: dict[str, int] = {}
+    for unit in units:
+        axis = 1 if unit.kind in CONVOLUTIONS else -1
+        written = () if unit.kind in FLOAT_OUT else (unit.output,)
+        for tensor in (*unit.inputs, *written, *unit.interior):
+            source = source_of(tensor)
+            if unit.kind is not Kind.PRODUCT or not is_softmax(source):
+                axes.setdefault(tensor.name, axis)
+                axes.setdefault(source.name, _axis_of(source))
+    return axes
+
+
+def _axis_of(source: Tensor) -> int:
+    node = producer(source)
+    return 1 if node is None or node.op in {"Conv", "ConvTranspose", "BatchNormalization"} else -1
+
+
+def _with_outputs(model: onnx.ModelProto, wanted: list[str]) -> onnx.ModelProto:
+    """Return ``model`` with every wanted tensor among its outputs."""
+    present = {o.name for o in model.graph.output} | {i.name for i in model.graph.input}
+    for name in wanted:
+        if name not in present:
+            model.graph.output.append(onnx.ValueInfoProto(name=name))
+    return model
+
+
+def _note(stats: Mapping[str, TensorStats], samples: int) -> str:
+    one_sided = sum(item.one_sided for item in stats.values())
+    return f"{samples} samples, {len(stats)} tensors watched, {one_sided} of them one-sided"

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes QuantizeLinear and DequantizeLinear exactly as the integer kernels need them.
+
+One Q per tensor, shared; scalar constants as parameters; int8 weights and int32 biases behind
+their own DQ; a float tensor that a kernel fuses away has its Q as only reader.
+"""
+
+from dataclasses import dataclass
+
+from qhyvit_onnx.facts import GRIDS, PLACEMENT
+from qhyvit_onnx.graph import tidy
+from qhyvit_onnx.passes._base import Outcome, Pass
+from qhyvit_onnx.passes._carry import Carrier
+from qhyvit_onnx.passes._weights import WeightWriter
+from qhyvit_onnx.state import State
+from qhyvit_onnx.units import LAYERS, find_units
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Carry the chosen tensors as uint8 and the weights of int8 layers as int8."""
+
+    name = "insert-qdq"
+    summary = "writes Q and DQ as the integer kernels need them"
+    needs = (GRIDS, PLACEMENT)
+
+    def run(self, state: State) -> Outcome:
+        """Edit the graph; nothing is decided here."""
+        grids, placement = state.get(GRIDS), state.get(PLACEMENT)
+        units = {unit.name: unit for unit in find_units(state.graph)}
+        chosen = [units[name] for name in placement.int8]
+        weights = WeightWriter(state.graph, grids)
+        for unit in chosen:
+            if unit.kind in LAYERS:
+                weights.write(unit)
+        carrier = Carrier(state.graph, chosen, grids, placement.carried)
+        carrier.write()
+        tidy(state.graph)
+        return Outcome(len(placement.carried), f"{len(placement.carried)} tensors carried as uint8")

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which unit runs int8, which stays float, and which tensors travel as uint8 between them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from qhyvit_onnx.config import Guard
+from qhyvit_onnx.errors import ConfigError
+from qhyvit_onnx.facts import GRIDS, PLACEMENT, SENSITIVITY, STATS, UNITS
+from qhyvit_onnx.passes._base import Outcome, Pass
+from qhyvit_onnx.passes._board import Board, unmatched
+from qhyvit_onnx.passes._sensitivity import Probe, measure
+from qhyvit_onnx.state import State
+from qhyvit_onnx.targets import Target
+from qhyvit_onnx.units import find_units
+
+
+@dataclass(frozen=True)
+class Place(Pass):
+    """Apply the target's table, then leave float what the output is measured to depend on most."""
+
+    target: Target
+    exclude: tuple[str, ...] = ()
+    guard: Guard = Guard()  # noqa: RUF009  frozen
+
+    name = "place"
+    summary = "which fusion unit runs int8 and which stays float on this target"
+    needs = (STATS, GRIDS)
+    gives = (UNITS, PLACEMENT, SENSITIVITY)
+
+    def run(self, state: State) -> Outcome:
+        """Put UNITS, PLACEMENT and SENSITIVITY; the graph stays as it is."""
+        units = tuple(find_units(state.graph))
+        if missing := unmatched(self.exclude, [node.name for node in state.graph.nodes]):
+            raise ConfigError(
+                f"--exclude {missing[0]!r} matches no node", hint="see qhv-onnx inspect -v"
+            )
+        board = Board(state.graph, units, self.target)
+        board.choose(state.get(STATS), self.exclude)
+        noise = self._measure(state, board)
+        spared = worst(noise, self.guard, len(board.chosen))
+        board.drop({name: _sensitive(noise[name]) for name in spared})
+        state.put(UNITS, units)
+        state.put(SENSITIVITY, noise)
+        state.put(PLACEMENT, board.placement())
+        note = f"{len(board.chosen)} of {len(units)} units int8"
+        return Outcome(0, f"{note}, {len(spared)} left float by the guard" if spared else note)
+
+    def _measure(self, state: State, board: Board) -> dict[str, float]:
+        """Return the output noise of every chosen unit; nothing when the guard is off."""
+        if not (self.guard.samples and board.chosen):
+            return {}
+        chosen = [unit for unit in board.units if unit.name in board.chosen]
+        probes = [Probe(unit, board.writes_codes(unit)) for unit in chosen]
+        affordable = max(1, self.guard.runs // len(probes))
+        total = min(self.guard.samples, affordable, len(state.calibration))
+        samples = islice(state.calibration, total)
+        return measure(
+            state.model(), probes, state.get(GRIDS), samples, lambda n: state.tick(n, total)
+        )
+
+
+def worst(noise: Mapping[str, float], guard: Guard, placed: int) -> list[str]:
+    """Return the units to leave float: worst first, until what is left is quiet enough.
+
+    Errors of different units are taken to add up; at most ``guard.max_share`` of ``placed``.
+    """
+    left, spared = sum(noise.values()), []
+    for name, share in sorted(noise.items(), key=lambda item: (-item[1], item[0])):
+        if left <= guard.max_noise or len(spared) >= int(guard.max_share * placed):
+            break
+        spared.append(name)
+        left -= share
+    return spared
+
+
+def _sensitive(noise: float) -> str:
+    return f"sensitive: alone it makes {100 * noise:.2g} % output error"

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scale and zero point of every activation, scales of every weight, by least squared error."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qhyvit_onnx.config import Search
+from qhyvit_onnx.facts import GRIDS, STATS, Grids
+from qhyvit_onnx.graph import Tensor, value
+from qhyvit_onnx.grid import Cure, Grid, WeightGrid, grid_for
+from qhyvit_onnx.kernels.observers import TensorStats
+from qhyvit_onnx.kernels.scales import pair_safe_scale, search_range, weight_scale
+from qhyvit_onnx.passes._base import Outcome, Pass
+from qhyvit_onnx.state import State
+from qhyvit_onnx.targets import Target
+from qhyvit_onnx.units import LAYERS, Kind, Unit, find_units, is_softmax, source_of
+
+PROBABILITY = Grid(1 / 256, 0)
+"""Grid of a softmax: QLinearSoftmax rounds its output scale to 1 / integer, exact only here."""
+
+BIAS_STEPS = 1 << 30
+"""Largest int32 bias code allowed: half of the type, so that accumulation cannot overflow."""
+
+
+@dataclass(frozen=True)
+class SearchScales(Pass):
+    """Pick grids from the calibration statistics and the weights; the graph stays as it is."""
+
+    target: Target
+    search: Search = Search()  # noqa: RUF009  frozen
+
+    name = "search-scales"
+    summary = "scale and zero point per tensor, scale per weight channel, by least squared error"
+    needs = (STATS,)
+    gives = (GRIDS,)
+
+    def run(self, state: State) -> Outcome:
+        """Put GRIDS."""
+        stats, units = state.get(STATS), find_units(state.graph)
+        borders = [t for unit in units for t in (*unit.inputs, unit.output, *unit.interior)]
+        sources = [source_of(tensor) for tensor in borders]
+        activations = {
+            tensor.name: self._activation(tensor, stats)
+            for tensor in (*borders, *sources)
+            if is_softmax(source_of(tensor)) or source_of(tensor).name in stats
+        }
+        for unit in units:
+            if unit.clip is not None:
+                activations[unit.output.name] = _inside(activations[unit.output.name], unit.clip[1])
+        weights = {
+            unit.name: self._weight(unit, stats, activations)
+            for unit in units
+            if unit.kind in LAYERS
+        }
+        state.put(GRIDS, Grids(activations, weights))
+        cured = sum(grid.cure is not Cure.NONE for grid in activations.values())
+        return Outcome(
+            0, f"{len(activations)} activation grids ({cured} cured), {len(weights)} weights"
+        )
+
+    def _activation(self, tensor: Tensor, stats: Mapping[str, TensorStats]) -> Grid:
+        """Return the grid of ``tensor``: that of the tensor its elements come from."""
+        source = source_of(tensor)
+        if is_softmax(source):
+            return PROBABILITY
+        seen = stats[source.name]
+        if seen.low == seen.high:
+            return grid_for(seen.low, seen.high)
+        low, high = search_range(
+            seen.centers, seen.counts, seen.low, seen.high,
+            bits=8, candidates=self.search.candidates, lowest=self.search.lowest,
+        )  # fmt: skip
+        grid = grid_for(low, high)
+        return replace(grid, cure=Cure.COVER) if seen.one_sided else grid
+
+    def _weight(
+        self, unit: Unit, stats: Mapping[str, TensorStats], activations: Mapping[str, Grid]
+    ) -> WeightGrid:
+        weight = value(unit.weight)
+        assert weight is not None
+        if unit.kind is Kind.MATMUL and weight.ndim > 2:
+            rows = weight.reshape(1, -1)
+            return WeightGrid(_positive(weight_scale(rows, limit=127, candidates=24)), 0)
+        rows = _rows(unit, weight)
+        importance = _importance(unit, stats, rows.shape[1])
+        scale = weight_scale(rows, importance, limit=127, candidates=24)
+        if self.target.pair_limit and unit.kind is not Kind.DEPTHWISE:
+            scale = pair_safe_scale(rows, scale, limit=self.target.pair_limit)
+        return WeightGrid(_for_bias(scale, unit, activations), unit.weight_axis)
+
+
+def _rows(unit: Unit, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the weight as (C_out, K), K in the order the kernel sums: position, then channel."""
+    if unit.kind is Kind.MATMUL or (unit.kind is Kind.GEMM and unit.weight_axis == 1):
+        return np.ascontiguousarray(weight.T)
+    if weight.ndim > 2:
+        return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
+    return weight
+
+
+def _importance(
+    unit: Unit, stats: Mapping[str, TensorStats], columns: int
+) -> NDArray[np.float64] | None:
+    """Return the mean square of the input that each weight column multiplies, shape (K,)."""
+    seen = stats[unit.inputs[0].name]
+    square = seen.channel_square.astype(np.float64)
+    if square.size < 2 or columns % square.size:
+        return None
+    return np.tile(square, columns // square.size) + 1e-12 * float(square.max())
+
+
+def _for_bias(
+    scale: NDArray[np.float32], unit: Unit, activations: Mapping[str, Grid]
+) -> NDArray[np.float32]:
+    """Return ``scale`` raised where an int32 bias would overflow; rows of zeros fit the bias."""
+    bias = np.zeros(scale.shape) if unit.bias is None else np.abs(value(unit.bias)).reshape(-1)
+    needed = bias / (activations[unit.inputs[0].name].scale * BIAS_STEPS)
+    fitting = np.where(scale > 0, scale, needed * 2**10)
+    return _positive(np.maximum(fitting, needed).astype(np.float32))
+
+
+def _positive(scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    out: NDArray[np.float32] = np.where(
+        scale > 1e-20, scale, np.float32(1e-20 if scale.max() > 0 else 1.0)
+    )
+    return out.astype(np.float32)
+
+
+def _inside(grid: Grid, high: float) -> Grid:
+    """Return ``grid`` narrowed until no code lies above ``high``: else a Clip cannot be folded."""
+    scale = np.float32(grid.scale)
+    while scale * np.float32(grid.top - grid.zero_point) > high:
+        scale = np.nextafter(scale, np.float32(0))
+    return replace(grid, scale=float(scale))

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``qhv-onnx compile``: a float model and data in, an int8 model and its report out."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from qhyvit_onnx.commands import _options
+from qhyvit_onnx.commands._options import DEFAULTS, STDOUT
+from qhyvit_onnx.config import CompileConfig
+
+if TYPE_CHECKING:
+    from qhyvit_onnx.compiler import Compiled
+    from qhyvit_onnx.progress import Loudness
+    from qhyvit_onnx.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the results go."""
+
+    model: Path
+    report: Path
+
+
+@click.command()
+@click.argument("model", type=_options.MODEL_FILE)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the int8 model goes  [default: MODEL.qdq.onnx, beside MODEL.onnx]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output when it exists.")
+@click.option(
+    "--calib",
+    "--calibration-data",
+    "calib",
+    metavar="DATA",
+    help="Folder of images, image, .npy, .npz, folder of those, or the word random. "
+    "Without it a few bundled images are used: for a first look only.",
+)
+@click.option(
+    "--calib-samples",
+    type=int,
+    default=DEFAULTS.calib_samples,
+    show_default=True,
+    help="Samples used at most.",
+)
+@_options.preprocess
+@click.option(
+    "--precision",
+    default=DEFAULTS.precision,
+    show_default=True,
+    help="Bits of weights and activations.",
+)
+@_options.target
+@click.option(
+    "--exclude",
+    "--nodes-to-exclude",
+    "exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Nodes that stay float, by name; may be repeated.",
+)
+@_options.input_shape
+@_options.seed
+@_options.json_out
+@click.option("--dry-run", is_flag=True, help="Do all the work, write no file.")
+@click.option("-v", "--verbose", is_flag=True, help="Say where each unit went, and near-misses.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; warnings and errors stay.")
+def command(
+    *,
+    model: Path,
+    output: Path | None,
+    overwrite: bool,
+    calib: str | None,
+    calib_samples: int,
+    preprocess: str | None,
+    precision: str,
+    target: str,
+    exclude: tuple[str, ...],
+    input_shapes: tuple[str, ...],
+    seed: int,
+    json_out: str | None,
+    dry_run: bool,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Quantize MODEL to int8 for stock onnxruntime.
+
+    Writes the int8 model and, beside it, its report as JSON (with --json FILE, there instead).
+    """
+    from qhyvit_onnx.compiler import compile_model
+    from qhyvit_onnx.progress import make_progress
+
+    config = CompileConfig(
+        precision=precision,
+        target=target,
+        exclude=exclude,
+        input_shapes=_options.shapes(input_shapes),
+        calib_samples=calib_samples,
+        seed=seed,
+    )
+    files = None if dry_run else _plan(model, output, json_out, calib, overwrite=overwrite)
+    with make_progress(_loudness(quiet=quiet, verbose=verbose)) as progress:
+        compiled = compile_model(model, calib, config, preprocess=preprocess, watcher=progress)
+    if files:
+        _write(files, compiled)
+    _tell(compiled.report, model, files, json_out)
+
+
+def _loudness(*, quiet: bool, verbose: bool) -> "Loudness":
+    from qhyvit_onnx.progress import Loudness
+
+    loud = Loudness.VERBOSE if verbose else Loudness.NORMAL
+    return Loudness.QUIET if quiet else loud
+
+
+def _plan(
+    model: Path, output: Path | None, json_out: str | None, calib: str | None, *, overwrite: bool
+) -> Files:
+    """Return where the results go; raise, before any long work, when they could not be written."""
+    from qhyvit_onnx.output import Overwrite, check_output
+
+    output = output or model.with_name(f"{model.stem}.qdq.onnx")
+    beside = output.with_name(f"{output.stem}.report.json")
+    report = beside if json_out in (None, STDOUT) else Path(json_out)
+    rule = Overwrite.REPLACE if overwrite else Overwrite.REFUSE
+    read = [model, *([Path(calib)] if calib else [])]
+    check_output(output, rule, inputs=read)
+    check_output(report, rule, inputs=[*read, output])
+    return Files(output, report)
+
+
+def _write(files: Files, compiled: "Compiled") -> None:
+    """Write both results; when one cannot be written, neither is there.
+
+    The report is complete on the disk, under a temporary name, before the model is put in place.
+    """
+    from qhyvit_onnx.output import model_bytes, save_atomically
+
+    content = model_bytes(compiled.model)
+    report = f"{compiled.report.model_dump_json(indent=2)}\n".encode()
+
+    def report_then_model(stream: BinaryIO) -> None:
+        stream.write(report)
+        stream.flush()
+        os.fsync(stream.fileno())
+        save_atomically(files.model, content)
+
+    save_atomically(files.report, report_then_model)
+
+
+def _tell(report: "Report", model: Path, files: Files | None, json_out: str | None) -> None:
+    """Put the result on stdout, and on stderr what must not be overlooked."""
+    from qhyvit_onnx.progress import not_deployable, warn
+    from qhyvit_onnx.summary import print_summary, slower
+
+    if json_out == STDOUT:
+        click.echo(report.model_dump_json(indent=2))
+    else:
+        print_summary(report, model, [files.model, files.report] if files else [])
+    if not report.data.deployable:
+        warn(not_deployable(report.data.kind))
+    if line := slower(report):
+        warn(line)

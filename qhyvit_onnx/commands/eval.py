@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``qhv-onnx eval``: a float and a quantized model side by side on the same data."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qhyvit_onnx.commands import _options
+from qhyvit_onnx.commands._options import STDOUT
+from qhyvit_onnx.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from qhyvit_onnx.data import Feeds, InputSpec
+    from qhyvit_onnx.evaluate import Evaluation
+    from qhyvit_onnx.metrics import Closeness
+
+
+@click.command()
+@click.argument("float_model", metavar="FLOAT", type=_options.MODEL_FILE)
+@click.argument("quantized", metavar="QUANTIZED", type=_options.MODEL_FILE)
+@click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    help="Folder of images, image, .npy, .npz, folder of those, or the word random.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Class of every sample in the order of the data: .npy, or a number a line. "
+    "Without it: class folders, or labels in the .npz.",
+)
+@_options.preprocess
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    help="Take so many at most, drawn by the seed  [default: all]",
+)
+@_options.input_shape
+@_options.seed
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="0: as many as cores.")
+@click.option(
+    "--arithmetic",
+    type=click.Choice(["stock", "exact"]),
+    default="stock",
+    show_default=True,
+    help="exact: integer sums never saturate, as on ARM and VNNI, whatever this CPU.",
+)
+@_options.json_out
+def command(
+    *,
+    float_model: Path,
+    quantized: Path,
+    data: str,
+    labels: Path | None,
+    preprocess: str | None,
+    samples: int | None,
+    input_shapes: tuple[str, ...],
+    seed: int,
+    threads: int,
+    arithmetic: str,
+    json_out: str | None,
+) -> None:
+    """Compare FLOAT and QUANTIZED on DATA: top-1 with labels, else agreement; SQNR, cosine."""
+    from qhyvit_onnx.evaluate import evaluate
+    from qhyvit_onnx.model_io import input_specs, load_model
+    from qhyvit_onnx.runtime import Arithmetic
+
+    _options.check_json(json_out, [float_model, quantized])
+    feeds = _feeds(
+        data,
+        input_specs(load_model(float_model)),
+        labels,
+        samples=samples,
+        seed=seed,
+        preprocess=preprocess,
+        shapes=_options.shapes(input_shapes),
+    )
+    sums = Arithmetic(arithmetic)
+    with _bar(len(feeds)) as tick:
+        found = evaluate(float_model, quantized, feeds, threads=threads, arithmetic=sums, tick=tick)
+    if labels and not _scored(found):
+        raise DataError(f"labels {labels} fit no output: none decides among so many classes")
+    if json_out != STDOUT:
+        _show(found)
+    if json_out:
+        _options.write_json(json_out, json.dumps(asdict(found), indent=2))
+
+
+def _feeds(
+    data: str,
+    inputs: "list[InputSpec]",
+    labels: Path | None,
+    *,
+    samples: int | None,
+    seed: int,
+    preprocess: str | None,
+    shapes: dict[str, tuple[int, ...]],
+) -> "Feeds":
+    """Open the data; labels from a file belong to all samples, so the draw comes after them."""
+    from qhyvit_onnx.data import open_feeds
+    from qhyvit_onnx.labels import draw, read_labels, with_labels
+
+    known = read_labels(labels) if labels else None
+    taken = None if labels else samples
+    feeds = open_feeds(data, inputs, samples=taken, seed=seed, preprocess=preprocess, shapes=shapes)
+    if known is None:
+        return feeds
+    feeds = with_labels(feeds, known)
+    return draw(feeds, samples, seed) if samples else feeds
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], None]]:
+    """Give a function that shows how many runs are done: a bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("eval", total=total)
+        yield lambda done: bars.update(task, completed=done)
+
+
+def _show(found: "Evaluation") -> None:
+    from qhyvit_onnx.tables import labelled, megabytes, show
+
+    unused = "its labels fit no output" if found.labelled else "no labels"
+    told = f"{found.samples} samples, {found.data}" + ("" if _scored(found) else f", {unused}")
+    rows = [
+        ("float", f"{found.float_model}, {megabytes(found.float_bytes)}"),
+        ("quantized", f"{found.quantized_model}, {megabytes(found.quantized_bytes)}"),
+        ("data", told),
+        ("recipe", found.recipe),
+        ("sums", f"{found.arithmetic} integer arithmetic" if found.arithmetic == "exact" else ""),
+    ]
+    show([labelled(row for row in rows if row[1]), _outputs(found)])
+
+
+def _outputs(found: "Evaluation") -> "RenderableType":
+    """Return one line an output; top-1 columns only where there are labels."""
+    from qhyvit_onnx.tables import filled
+
+    scored = _scored(found)
+    top1 = ("top-1 float>", "top-1 int8>", "drop>") if scored else ()
+    rows = (
+        (name, *(_top1(item) if scored else ()), *_close(item))
+        for name, item in found.outputs.items()
+    )
+    return filled(("output", *top1, "agreement>", "SQNR>", "cosine>"), rows)
+
+
+def _scored(found: "Evaluation") -> bool:
+    """Tell whether labels could be used for any output."""
+    return any(item.top1_float is not None for item in found.outputs.values())
+
+
+def _top1(item: "Closeness") -> tuple[str, str, str]:
+    if item.top1_float is None or item.top1_int8 is None:
+        return "", "", ""
+    drop = 100 * (item.top1_float - item.top1_int8)
+    return f"{item.top1_float:.2%}", f"{item.top1_int8:.2%}", f"{drop:.2f} points"
+
+
+def _close(item: "Closeness") -> tuple[str, str, str]:
+    return f"{item.agreement:.2%}", f"{item.sqnr_db:.1f} dB", f"{item.cosine:.5f}"

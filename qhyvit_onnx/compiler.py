@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole compilation, from a model and data to a quantized model and its report."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from qhyvit_onnx import __version__
+from qhyvit_onnx.config import CompileConfig
+from qhyvit_onnx.data import Feeds, Source, open_feeds
+from qhyvit_onnx.errors import ModelError
+from qhyvit_onnx.facts import EMITTED
+from qhyvit_onnx.model_io import check_model, input_specs, load_model
+from qhyvit_onnx.pipeline import Watcher, default_pipeline, run
+from qhyvit_onnx.preprocess import Recipe
+from qhyvit_onnx.report import Report, make_report
+from qhyvit_onnx.runtime import cpu_features
+from qhyvit_onnx.state import State
+from qhyvit_onnx.targets import find_target
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """The quantized model, and what was done to get it."""
+
+    model: onnx.ModelProto
+    report: Report
+
+
+def compile_model(
+    model: str | PathLike[str] | onnx.ModelProto,
+    calibration: Source = None,
+    config: CompileConfig | None = None,
+    *,
+    preprocess: str | Recipe | None = None,
+    watcher: Watcher | None = None,
+) -> Compiled:
+    """Return ``model`` quantized to run on onnxruntime's integer kernels, and the report.
+
+    ``calibration`` is whatever ``open_feeds`` takes: a folder of images, ``.npy`` / ``.npz``, an
+    iterable of ``{input name: array}``, an onnxruntime CalibrationDataReader; None takes a bundled
+    set of natural images, for a first look only. Nothing is written to disk.
+
+    Error:
+        CompileError and its kinds (``errors.py``); the input is never changed.
+    """
+    config = config or CompileConfig()
+    source = _load(model)
+    target = find_target(config.target, cpu_features())
+    calibrated, held_back = _feeds(source, calibration, config, preprocess)
+    watcher = watcher or Watcher()
+    watcher.opened(calibrated, held_back, target)
+    state = State(source, config, calibrated, held_back)
+    steps = run(default_pipeline(config, target), state, watcher)
+    emitted = state.get(EMITTED)
+    _stamp(emitted, source, config, calibrated, target.name)
+    return Compiled(emitted, make_report(state, steps, target))
+
+
+def _load(model: str | PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
+    if isinstance(model, onnx.ModelProto):
+        check_model(model)
+        return model
+    return load_model(Path(model))
+
+
+def _feeds(
+    source: onnx.ModelProto,
+    calibration: Source,
+    config: CompileConfig,
+    preprocess: str | Recipe | None,
+) -> tuple[Feeds, Feeds | None]:
+    """Open the data; what it holds beyond the calibration samples is kept back to compare on."""
+    extra = config.verification.samples
+    feeds = open_feeds(
+        calibration,
+        input_specs(source),
+        samples=config.calib_samples + extra,
+        seed=config.seed,
+        preprocess=preprocess,
+        shapes=config.input_shapes,
+    )
+    return feeds.split(config.calib_samples)
+
+
+def _stamp(
+    model: onnx.ModelProto,
+    source: onnx.ModelProto,
+    config: CompileConfig,
+    feeds: Feeds,
+    target: str,
+) -> None:
+    """Write provenance into the metadata: no times, no paths, so equal inputs give equal bytes."""
+    digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
+    settings: dict[str, Any] = asdict(replace(config, input_shapes=dict(config.input_shapes)))
+    origin = feeds.origin
+    entries = {
+        "qhyvit_onnx.version": __version__,
+        "qhyvit_onnx.target": target,
+        "qhyvit_onnx.config": json.dumps(settings, sort_keys=True),
+        "qhyvit_onnx.source_sha256": digest,
+        "qhyvit_onnx.calibration": f"{origin.kind}, {len(feeds)} samples, deployable: {origin.deployable}",
+        "qhyvit_onnx.calibration_sha256": origin.sha256,
+    }
+    known = {item.key for item in model.metadata_props}
+    if clash := sorted(known & set(entries)):
+        raise ModelError(
+            f"the model was already compiled: metadata {clash[0]}", hint="give the float model"
+        )
+    for key, text in entries.items():
+        model.metadata_props.add(key=key, value=text)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frozen, keyword-only settings, checked when they are made; defaults live only here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qhyvit_onnx.errors import ConfigError
+
+PRECISIONS = ("w8a8",)
+"""Bits of weights and activations that can be emitted today."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """How scales are searched."""
+
+    candidates: int = 100
+    """Clip points tried on each side of an activation range."""
+
+    lowest: float = 0.3
+    """Smallest candidate, as a fraction of the observed range."""
+
+    def __post_init__(self) -> None:
+        """Reject what no search could honour."""
+        if self.candidates < 2:
+            raise ConfigError(f"search.candidates is {self.candidates}, need at least 2")
+        if not 0.0 < self.lowest < 1.0:
+            raise ConfigError(f"search.lowest is {self.lowest}, need (0, 1)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guard:
+    """When a unit stays float because the output is measured to depend on it."""
+
+    max_noise: float = 0.01
+    """Output error allowed, as a fraction of the output's energy (0.01 is 20 dB): above it the
+    units that make most of it are left float, worst first."""
+
+    max_share: float = 0.1
+    """At most this fraction of the int8 units may be left float by the guard."""
+
+    samples: int = 4
+    """Calibration samples on which it is measured, at most; 0 turns the guard off."""
+
+    runs: int = 200
+    """Forward runs it may take, one a unit and sample: large models see fewer samples."""
+
+    def __post_init__(self) -> None:
+        """Reject what no measurement could honour."""
+        if self.max_noise <= 0.0:
+            raise ConfigError(f"guard.max_noise is {self.max_noise}, need more than 0")
+        if not 0.0 <= self.max_share <= 1.0:
+            raise ConfigError(f"guard.max_share is {self.max_share}, need [0, 1]")
+        if self.samples < 0 or self.runs < 1:
+            raise ConfigError(
+                f"guard has {self.samples} samples and {self.runs} runs, need 0 and 1 or more"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """How the emitted model is compared with the float one."""
+
+    samples: int = 16
+    """Samples compared; taken from outside the calibration samples where the data has more."""
+
+    rounds: int = 10
+    """Runs of each model when they are timed; 0 does not time."""
+
+    def __post_init__(self) -> None:
+        """Reject what nothing could be compared on."""
+        if self.samples < 1 or self.rounds < 0:
+            raise ConfigError("verification needs at least 1 sample and 0 or more rounds")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileConfig:
+    """One compilation, fully described; the default is what the README measures."""
+
+    precision: str = "w8a8"
+    """Bits of weights and activations."""
+
+    target: str = "auto"
+    """Name of a target in ``targets.py``; ``auto`` takes the CPU this runs on."""
+
+    exclude: tuple[str, ...] = ()
+    """Glob patterns on node names: these stay float."""
+
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes used to calibrate inputs with free dims; the emitted model keeps its free dims."""
+
+    calib_samples: int = 64
+    """Samples read from the calibration data, and no more."""
+
+    seed: int = 0
+    """Seeds every draw: which samples, which positions."""
+
+    search: Search = field(default_factory=Search)
+    guard: Guard = field(default_factory=Guard)
+    verification: Verification = field(default_factory=Verification)
+
+    def __post_init__(self) -> None:
+        """Reject what no pass could honour."""
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"precision {self.precision!r} is not available",
+                hint=f"use {', '.join(PRECISIONS)}",
+            )
+        if self.calib_samples < 1:
+            raise ConfigError(f"calib_samples is {self.calib_samples}, need at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}, need 0 or more")

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a quantized output is from the float one, accumulated sample by sample."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class Closeness:
+    """One output compared over all samples.
+
+    Units:
+        sqnr_db in dB of squared signal over squared error; cosine in [-1, 1]; agreement and top-1
+        as fractions of decisions (argmax over classes).
+    """
+
+    sqnr_db: float
+    cosine: float
+    agreement: float
+    samples: int
+    top1_float: float | None = None
+    top1_int8: float | None = None
+
+
+class Comparison:
+    """Sums over samples; keeps no outputs."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._signal = self._error = self._dot = self._other = 0.0
+        self._same = self._decisions = self._samples = 0
+        self._right = [0, 0]
+        self._labelled = 0
+
+    def add(
+        self, reference: Values, candidate: Values, labels: Sequence[int] | None = None
+    ) -> None:
+        """Take one run's float and quantized output, of one shape; ``labels``: one a decision."""
+        x, y = (np.asarray(v, np.float64) for v in (reference, candidate))
+        self._signal += float(np.square(x).sum())
+        self._error += float(np.square(x - y).sum())
+        self._dot += float((x * y).sum())
+        self._other += float(np.square(y).sum())
+        choices = [_decide(v) for v in (x, y)]
+        self._same += int((choices[0] == choices[1]).sum())
+        self._decisions += choices[0].size
+        self._samples += x.shape[0] if x.ndim else 1
+        if labels is not None:
+            self._labelled += len(labels)
+            for index, choice in enumerate(choices):
+                self._right[index] += int((choice.reshape(-1) == np.asarray(labels)).sum())
+
+    def result(self) -> Closeness:
+        """Return the figures over everything added so far."""
+        norm = max(float(np.sqrt(self._signal * self._other)), 1e-30)
+        sqnr = 10 * np.log10(max(self._signal, 1e-30) / max(self._error, 1e-30))
+        return Closeness(
+            sqnr_db=float(min(sqnr, 200.0)),
+            cosine=self._dot / norm,
+            agreement=self._same / max(self._decisions, 1),
+            samples=self._samples,
+            top1_float=self._right[0] / self._labelled if self._labelled else None,
+            top1_int8=self._right[1] / self._labelled if self._labelled else None,
+        )
+
+
+def decides(output: Values, decisions: int, classes: int) -> bool:
+    """Tell whether ``output`` makes so many decisions, among at least so many classes."""
+    made = _decide(np.asarray(output, np.float64)).size
+    return made == decisions and output.size >= made * classes
+
+
+def _decide(x: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the class chosen at every position: channels of an image map, else the last axis."""
+    if x.ndim == 0 or x.size == 0:
+        return np.zeros(0, np.int64)
+    return np.asarray(x.argmax(axis=1 if x.ndim == 4 else -1), np.int64)

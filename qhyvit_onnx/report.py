@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a compilation reports: one versioned schema, from which tables and JSON are made."""
+
+from collections import Counter
+from collections.abc import Sequence
+from math import isnan
+
+from pydantic import BaseModel, ConfigDict
+
+from qhyvit_onnx import __version__
+from qhyvit_onnx.facts import (
+    BRIDGES,
+    EMITTED,
+    GRIDS,
+    PLACEMENT,
+    SENSITIVITY,
+    STATS,
+    UNITS,
+    VERIFICATION,
+)
+from qhyvit_onnx.graph import MOVEMENT
+from qhyvit_onnx.grid import Cure
+from qhyvit_onnx.pipeline import Step
+from qhyvit_onnx.runtime import version as runtime_version
+from qhyvit_onnx.state import State
+from qhyvit_onnx.targets import Target
+
+SCHEMA = 1
+"""Version of this schema: raised when a field is renamed, removed or changes its meaning."""
+
+
+class _Record(BaseModel):
+    """A frozen part of the report."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PassRecord(_Record):
+    """One pass."""
+
+    name: str
+    note: str
+    changed: int
+    seconds: float
+    peak_mb: float
+    misses: dict[str, int]
+
+
+class UnitRecord(_Record):
+    """One fusion unit: where it runs and why."""
+
+    name: str
+    kind: str
+    int8: bool
+    kernel: str
+    """Integer kernel seen in the graph onnxruntime runs; empty for float."""
+    reason: str
+    """Why it stays float; empty for int8."""
+    noise: float | None
+    """Output error over output energy when this unit alone is quantized; None when not measured."""
+
+
+class BridgeRecord(_Record):
+    """One crossing between convolution and transformer."""
+
+    direction: str
+    why: str
+    nodes: list[str]
+
+
+class CureRecord(_Record):
+    """One tensor whose range excludes zero."""
+
+    tensor: str
+    low: float
+    high: float
+    cure: str
+
+
+class OutputRecord(_Record):
+    """One output, float model against emitted model."""
+
+    name: str
+    sqnr_db: float
+    cosine: float
+    agreement: float
+    samples: int
+
+
+class DataRecord(_Record):
+    """The calibration data."""
+
+    kind: str
+    path: str
+    samples: int
+    recipe: str
+    deployable: bool
+    sha256: str
+    notes: list[str]
+
+
+class Latency(_Record):
+    """Process CPU time of one run on this machine, one thread, both models in turn."""
+
+    float_ms: float
+    int8_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """Quantized over float: below 1 is faster."""
+        return self.int8_ms / self.float_ms
+
+
+class Report(_Record):
+    """Everything one compilation has to say."""
+
+    schema_version: int
+    tool_version: str
+    onnxruntime_version: str
+    target: str
+    target_summary: str
+    precision: str
+    data: DataRecord
+    passes: list[PassRecord]
+    units: list[UnitRecord]
+    float_nodes: dict[str, int]
+    """Op types that are in no unit, and how many: they have no integer kernel worth using."""
+    bridges: list[BridgeRecord]
+    one_sided: list[CureRecord]
+    outputs: list[OutputRecord]
+    held_back: bool
+    """Whether ``outputs`` was measured on samples that calibration did not see."""
+    arithmetic: str
+    latency: Latency | None
+    bytes_before: int
+    bytes_after: int
+
+    @property
+    def int8_units(self) -> int:
+        """How many units run int8."""
+        return sum(unit.int8 for unit in self.units)
+
+
+def make_report(state: State, steps: Sequence[Step], target: Target) -> Report:
+    """Gather the facts of a finished compilation."""
+    verification = state.get(VERIFICATION)
+    latency = Latency(float_ms=verification.float_ms, int8_ms=verification.int8_ms)
+    return Report(
+        schema_version=SCHEMA,
+        tool_version=__version__,
+        onnxruntime_version=runtime_version(),
+        target=target.name,
+        target_summary=target.summary,
+        precision=state.config.precision,
+        data=_data(state),
+        passes=[_pass(step) for step in steps],
+        units=_units(state),
+        float_nodes=_float_nodes(state),
+        bridges=[
+            BridgeRecord(direction=b.direction, why=b.why, nodes=list(b.nodes))
+            for b in state.get(BRIDGES)
+        ],
+        one_sided=_cures(state),
+        outputs=_outputs(state),
+        held_back=verification.held_back,
+        arithmetic=verification.arithmetic,
+        latency=None if isnan(latency.float_ms) else latency,
+        bytes_before=state.source.ByteSize(),
+        bytes_after=state.get(EMITTED).ByteSize(),
+    )
+
+
+def _outputs(state: State) -> list[OutputRecord]:
+    return [
+        OutputRecord(
+            name=name,
+            sqnr_db=item.sqnr_db,
+            cosine=item.cosine,
+            agreement=item.agreement,
+            samples=item.samples,
+        )
+        for name, item in state.get(VERIFICATION).closeness.items()
+    ]
+
+
+def _pass(step: Step) -> PassRecord:
+    return PassRecord(
+        name=step.name,
+        note=step.outcome.note,
+        changed=step.outcome.changed,
+        seconds=step.seconds,
+        peak_mb=step.peak_mb,
+        misses=dict(step.outcome.misses),
+    )
+
+
+def _data(state: State) -> DataRecord:
+    origin = state.calibration.origin
+    return DataRecord(
+        kind=str(origin.kind),
+        path=origin.path,
+        samples=len(state.calibration),
+        recipe=origin.recipe,
+        deployable=origin.deployable == "yes",
+        sha256=origin.sha256,
+        notes=list(origin.notes),
+    )
+
+
+def _units(state: State) -> list[UnitRecord]:
+    placement, kernels = state.get(PLACEMENT), state.get(VERIFICATION).kernels
+    noise = state.get(SENSITIVITY)
+    return [
+        UnitRecord(
+            name=unit.name,
+            kind=str(unit.kind),
+            int8=unit.name in kernels,
+            kernel=kernels.get(unit.name, ""),
+            reason=placement.reasons.get(unit.name, ""),
+            noise=noise.get(unit.name),
+        )
+        for unit in state.get(UNITS)
+    ]
+
+
+def _float_nodes(state: State) -> dict[str, int]:
+    """Count computing nodes that belong to no unit; quantization and movement are not computing."""
+    inside = {node.name for unit in state.get(UNITS) for node in unit.nodes}
+    quiet = {"QuantizeLinear", "DequantizeLinear", "Sum", *MOVEMENT}
+    ops = (
+        node.op for node in state.graph.nodes if node.name not in inside and node.op not in quiet
+    )
+    return dict(sorted(Counter(ops).items()))
+
+
+def _cures(state: State) -> list[CureRecord]:
+    """Return the one-sided tensors that are carried as uint8, and what was done about them."""
+    stats, grids = state.get(STATS), state.get(GRIDS).activations
+    owners = dict.fromkeys(state.get(PLACEMENT).carried.values())
+    return [
+        CureRecord(
+            tensor=name, low=stats[name].low, high=stats[name].high, cure=str(grids[name].cure)
+        )
+        for name in owners
+        if name in stats and stats[name].one_sided and grids[name].cure is not Cure.NONE
+    ]

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""onnxruntime, reached through this module only: sessions, options, optimized graphs, CPU features.
+
+Kept in one place so that thread counts and providers are set once, and so that sessions can be
+moved into a child process without touching the passes.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from qhyvit_onnx.errors import ModelError
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+class View(StrEnum):
+    """Whose fusion decisions a session takes."""
+
+    HOST = "host"
+    """This CPU, as any user's session would."""
+    ARM = "arm"
+    """What an ARM64 build decides, on any host (session entry ``session.qdqisint8allowed``)."""
+
+
+class Arithmetic(StrEnum):
+    """How integer products are summed."""
+
+    STOCK = "stock"
+    """As onnxruntime does by default; AVX2 without VNNI saturates pairs of products."""
+    EXACT = "exact"
+    """Never saturating: the numbers of ARM and of VNNI, on any host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a session is opened."""
+
+    threads: int = 0
+    """0: as many as there are cores."""
+    view: View = View.HOST
+    arithmetic: Arithmetic = Arithmetic.STOCK
+    fuse_qdq: bool = True
+    """False: Q and DQ stay as they are and everything between them runs in float."""
+
+
+class Session:
+    """One loaded model on the CPU provider."""
+
+    def __init__(self, model: onnx.ModelProto | bytes | Path, options: Options = Options()) -> None:
+        """Load ``model``; ModelError when onnxruntime refuses it."""
+        self._session = _open(model, _session_options(options))
+        self.inputs = [item.name for item in self._session.get_inputs()]
+        self.outputs = [item.name for item in self._session.get_outputs()]
+
+    def run(
+        self, feeds: Mapping[str, NDArray[np.generic]], wanted: Sequence[str] | None = None
+    ) -> Arrays:
+        """Return outputs by name; ModelError when the model cannot run on ``feeds``."""
+        names = list(wanted) if wanted is not None else self.outputs
+        try:
+            values = self._session.run(names, dict(feeds))
+        except Exception as error:
+            raise ModelError(f"onnxruntime cannot run the model: {_first_line(error)}") from error
+        return dict(zip(names, values, strict=True))
+
+
+def optimized(model: onnx.ModelProto, options: Options = Options()) -> onnx.ModelProto:
+    """Return the graph that onnxruntime really runs, without blocked layouts of float convolutions.
+
+    Source:
+        the file written to ``SessionOptions.optimized_model_filepath`` at ORT_ENABLE_ALL.
+    """
+    chosen = _session_options(options)
+    chosen.add_session_config_entry("session.optimized_model_external_initializers_file_name", "w")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        chosen.optimized_model_filepath = str(path)
+        _open(model, chosen, disabled=["NchwcTransformer"])
+        return onnx.load(path, load_external_data=False)
+
+
+def _session_options(options: Options) -> ort.SessionOptions:
+    chosen = ort.SessionOptions()
+    chosen.intra_op_num_threads = options.threads or (os.cpu_count() or 1)
+    chosen.inter_op_num_threads = 1
+    chosen.log_severity_level = 4
+    chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if not options.fuse_qdq:
+        chosen.add_session_config_entry("session.disable_quant_qdq", "1")
+    if options.view is View.ARM:
+        chosen.add_session_config_entry("session.qdqisint8allowed", "1")
+    if options.arithmetic is Arithmetic.EXACT:
+        chosen.add_session_config_entry("session.x64quantprecision", "1")
+    return chosen
+
+
+def _open(
+    model: onnx.ModelProto | bytes | Path, options: ort.SessionOptions, disabled: Sequence[str] = ()
+) -> ort.InferenceSession:
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else model
+    try:
+        return ort.InferenceSession(
+            str(source) if isinstance(source, Path) else source,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(disabled) or None,
+        )
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot load the model: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """Return the CPU's feature flags in Linux spelling; empty without /proc/cpuinfo."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    lines = (line for line in text.splitlines() if line.lower().startswith(("flags", "features")))
+    return frozenset(word for line in lines for word in line.partition(":")[2].split())
+
+
+def version() -> str:
+    """Return the version of onnxruntime."""
+    return str(ort.__version__)
+
+
+def paired_cpu_times(
+    first: Session, second: Session, feeds: Mapping[str, NDArray[np.generic]], *, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Time two sessions in turn; return process CPU seconds a run of each, so drift hits both."""
+    sessions, spent = (first, second), ([], [])  # type: tuple[Session, Session], tuple[list[float], list[float]]
+    for index in range(rounds + 1):
+        for session, seconds in zip(sessions, spent, strict=True):
+            start = time.process_time()
+            session.run(feeds)
+            if index:  # the first round warms caches up
+                seconds.append(time.process_time() - start)
+    return spent

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fusion units: the groups of nodes that onnxruntime can run as one integer kernel.
+
+A unit is found on the float graph, before anything is decided; ``place`` says which run int8.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+from typing import TypeAlias
+
+from qhyvit_onnx.graph import (
+    MOVEMENT,
+    Graph,
+    Node,
+    Tensor,
+    consumers_through,
+    is_constant,
+    operand,
+    producer,
+    scalar,
+    sole_consumer,
+    value,
+)
+
+
+class Kind(StrEnum):
+    """What a unit computes; each kind has one row in a target's table."""
+
+    CONV = "conv"
+    """Convolution that mixes channels and space."""
+    POINTWISE = "pointwise conv"
+    """1x1 convolution."""
+    DEPTHWISE = "depthwise conv"
+    """One filter per channel."""
+    STEM = "stem conv"
+    """Convolution of at most four input channels: too little work for integer kernels."""
+    GEMM = "gemm"
+    MATMUL = "matmul"
+    """Product with a constant weight, and its bias."""
+    PRODUCT = "product"
+    """Product of two activations: attention's QK and AV."""
+    SILU = "silu"
+    """x * Sigmoid(x)."""
+    ADD = "add"
+    MUL = "mul"
+    CONCAT = "concat"
+    POOL = "average pool"
+
+
+LAYERS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM, Kind.GEMM, Kind.MATMUL})
+"""Kinds with a constant weight."""
+
+CONVOLUTIONS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM})
+
+FLOAT_OUT = frozenset({Kind.GEMM, Kind.MATMUL, Kind.PRODUCT})
+"""Kinds whose integer kernel can write float: QGemm, MatMulIntegerToFloat."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One fusion unit.
+
+    ``nodes`` are all nodes that the kernel replaces, main node first; ``inputs`` and ``output``
+    are the activations that cross its border.
+    """
+
+    kind: Kind
+    nodes: tuple[Node, ...]
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    clip: tuple[float, float] | None = None
+    """Bounds that a fused Relu or Clip puts on the output."""
+
+    @property
+    def node(self) -> Node:
+        """The node that names the unit."""
+        return self.nodes[0]
+
+    @property
+    def name(self) -> str:
+        """Name of the main node."""
+        return str(self.node.name)
+
+    @property
+    def interior(self) -> tuple[Tensor, ...]:
+        """Tensors inside the unit that need a grid of their own: the sigmoid of a SiLU."""
+        return (self.nodes[1].outputs[0],) if self.kind is Kind.SILU else ()
+
+    @property
+    def weight_axis(self) -> int:
+        """Axis of the output channels in the weight (ort: Conv 0, Gemm N, MatMul last)."""
+        if self.kind in CONVOLUTIONS:
+            return 0
+        if self.kind is Kind.GEMM:
+            return 0 if self.node.attrs.get("transB", 0) else 1
+        return len(self.weight.shape) - 1 if self.weight is not None else 0
+
+
+Finder: TypeAlias = Callable[[Graph, Node], Unit | None]
+
+
+def find_units(graph: Graph) -> list[Unit]:
+    """Return every unit of ``graph``, in topological order."""
+    return [unit for node in graph.nodes if (unit := _unit_at(graph, node)) is not None]
+
+
+def _unit_at(graph: Graph, node: Node) -> Unit | None:
+    if node.op in _FINDERS and node.domain in (None, "", "ai.onnx"):
+        return _FINDERS[node.op](graph, node)
+    return None
+
+
+def _conv(graph: Graph, node: Node) -> Unit | None:
+    weight, bias = operand(node, 1), operand(node, 2)
+    if value(weight) is None or (bias is not None and value(bias) is None):
+        return None
+    nodes, clip = _with_clip(graph, (node,))
+    return Unit(
+        _conv_kind(node, weight), nodes, (node.inputs[0],), nodes[-1].outputs[0], weight, bias, clip
+    )
+
+
+def _conv_kind(node: Node, weight: Tensor) -> Kind:
+    group, per_group = node.attrs.get("group", 1), weight.shape[1]
+    if group > 1 and per_group == 1:
+        return Kind.DEPTHWISE
+    if group == 1 and per_group <= 4:
+        return Kind.STEM
+    return Kind.POINTWISE if prod(weight.shape[2:]) == 1 else Kind.CONV
+
+
+def _gemm(_graph: Graph, node: Node) -> Unit | None:
+    weight, bias = operand(node, 1), operand(node, 2)
+    plain = not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == 1.0
+    if value(weight) is None or not plain or node.attrs.get("beta", 1.0) != 1.0:
+        return None
+    if bias is not None and (value(bias) is None or value(bias).size != _columns(node, weight)):
+        return None
+    return Unit(Kind.GEMM, (node,), (node.inputs[0],), node.outputs[0], weight, bias)
+
+
+def _columns(node: Node, weight: Tensor) -> int:
+    return int(weight.shape[0 if node.attrs.get("transB", 0) else 1])
+
+
+def _matmul(graph: Graph, node: Node) -> Unit | None:
+    left, right = node.inputs
+    if value(left) is not None:
+        return None  # constant on the left: no kernel takes per-row weights
+    if value(right) is None:
+        return Unit(Kind.PRODUCT, (node,), (left, right), node.outputs[0])
+    if right.values.ndim < 2:
+        return None
+    add = sole_consumer(graph, node.outputs[0])
+    bias = _bias_of(add, node.outputs[0], right.shape[-1]) if right.values.ndim == 2 else None
+    if bias is None:
+        return Unit(Kind.MATMUL, (node,), (left,), node.outputs[0], right)
+    return Unit(Kind.MATMUL, (node, add), (left,), add.outputs[0], right, bias)
+
+
+def _bias_of(add: Node | None, product: Tensor, columns: int) -> Tensor | None:
+    """Return the constant that ``add`` adds per column to ``product``, if that is what it does."""
+    if add is None or add.op != "Add":
+        return None
+    other = add.inputs[1] if add.inputs[0] is product else add.inputs[0]
+    array = value(other)
+    if array is None or not array.ndim or not array.size == array.shape[-1] == columns:
+        return None
+    return other
+
+
+def _with_clip(
+    graph: Graph, nodes: tuple[Node, ...]
+) -> tuple[tuple[Node, ...], tuple[float, float] | None]:
+    """Add a Relu or constant Clip that is the only reader of the last node."""
+    after = sole_consumer(graph, nodes[-1].outputs[0])
+    if after is None:
+        return nodes, None
+    if after.op == "Relu":
+        return (*nodes, after), (0.0, float("inf"))
+    if after.op == "Clip" and after.inputs[0] is nodes[-1].outputs[0]:
+        bounds = [operand(after, 1), operand(after, 2)]
+        numbers = [None if b is None else scalar(b) for b in bounds]
+        if all(b is None or n is not None for b, n in zip(bounds, numbers, strict=True)):
+            low = float("-inf") if numbers[0] is None else numbers[0]
+            high = float("inf") if numbers[1] is None else numbers[1]
+            if low == 0.0 < high:  # onnxruntime folds it only if no code lies outside
+                return (*nodes, after), (low, high)
+    return nodes, None
+
+
+def _sigmoid(graph: Graph, node: Node) -> Unit | None:
+    mul = sole_consumer(graph, node.outputs[0])
+    if mul is None or mul.op != "Mul" or not any(t is node.inputs[0] for t in mul.inputs):
+        return None
+    return Unit(Kind.SILU, (mul, node), (node.inputs[0],), mul.outputs[0])
+
+
+def _pair(kind: Kind) -> Finder:
+    def find(_graph: Graph, node: Node) -> Unit | None:
+        left, right = node.inputs
+        if is_constant(left) or is_constant(right) or left is right:
+            return None
+        sigmoids = (producer(left), producer(right))
+        if kind is Kind.MUL and any(p is not None and p.op == "Sigmoid" for p in sigmoids):
+            return None  # the SILU unit's, or a gate whose Sigmoid stays float
+        return Unit(kind, (node,), (left, right), node.outputs[0])
+
+    return find
+
+
+def _concat(_graph: Graph, node: Node) -> Unit | None:
+    if any(is_constant(tensor) for tensor in node.inputs):
+        return None
+    return Unit(Kind.CONCAT, (node,), tuple(node.inputs), node.outputs[0])
+
+
+def _pool(_graph: Graph, node: Node) -> Unit:
+    return Unit(Kind.POOL, (node,), (node.inputs[0],), node.outputs[0])
+
+
+_FINDERS: dict[str, Finder] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Sigmoid": _sigmoid,
+    "Add": _pair(Kind.ADD),
+    "Mul": _pair(Kind.MUL),
+    "Concat": _concat,
+    "GlobalAveragePool": _pool,
+    "AveragePool": _pool,
+}
+
+
+def moves(node: Node) -> bool:
+    """Tell whether ``node`` only moves elements of its first input, by constant instructions."""
+    return node.op in MOVEMENT and not is_constant(node.inputs[0])
+
+
+def source_of(tensor: Tensor) -> Tensor:
+    """Return the computed tensor whose elements ``tensor`` holds: they share one grid."""
+    while (node := producer(tensor)) is not None and moves(node):
+        tensor = node.inputs[0]
+    return tensor
+
+
+def is_softmax(tensor: Tensor) -> bool:
+    """Tell whether a softmax writes ``tensor``: values in [0, 1], whatever the data."""
+    node = producer(tensor)
+    return node is not None and node.op == "Softmax"
+
+
+def readers(tensor: Tensor) -> Iterator[Node]:
+    """Yield the nodes that compute with ``tensor``, looking through data movement."""
+    yield from consumers_through(tensor, MOVEMENT)
