@@ -47,7 +47,7 @@ class GrowingHistogram:
     @property
     def centers(self) -> Counts:
         """Return the middle of every bin, in units of x."""
-        return (self._first + np.arange(self.counts.size) + 0.5) * self._width
+        return np.asarray((self._first + np.arange(self.counts.size) + 0.5) * self._width)
 
     def _start(self, low: float, high: float) -> None:
         low, high = min(low, 0.0), max(high, 0.0)

@@ -106,4 +106,5 @@ def pair_safe_scale(
     up = (np.maximum(left, 0) + np.maximum(right, 0)).max(axis=1)
     down = (np.maximum(-left, 0) + np.maximum(-right, 0)).max(axis=1)
     needed = np.maximum(up, down) / (limit - 1)  # one code of slack: two values may both round up
-    return np.maximum(scale, needed).astype(np.float32)
+    raised: NDArray[np.float32] = np.maximum(scale, needed).astype(np.float32)
+    return raised

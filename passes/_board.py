@@ -41,8 +41,8 @@ class Board:
 
     def settle(self) -> None:
         """Drop units that want int8 neighbours and lack them, until nothing changes."""
-        dependent = [u for u in self.units if self.target.rows[u.kind].rule is Rule.BETWEEN]
-        while lonely := [u for u in dependent if u.name in self.chosen and not self._between(u)]:
+        dependent = [u for u in self.units if self._rule(u) in {Rule.BETWEEN, Rule.FED}]
+        while lonely := [u for u in dependent if u.name in self.chosen and not self._placed(u)]:
             for unit in lonely:
                 self.chosen.discard(unit.name)
                 self.reasons[unit.name] = self.target.rows[unit.kind].reason
@@ -76,10 +76,14 @@ class Board:
             )
         return ""
 
-    def _between(self, unit: Unit) -> bool:
+    def _rule(self, unit: Unit) -> Rule:
+        return self.target.rows[unit.kind].rule
+
+    def _placed(self, unit: Unit) -> bool:
+        """Tell whether ``unit`` has the int8 neighbours that its rule asks for."""
         makers = (self._maker.get(source_of(tensor).name) for tensor in unit.inputs)
         fed = all(m is not None and m.name in self.chosen and self.writes_codes(m) for m in makers)
-        return fed and self._all_int8(unit.output)
+        return fed and (self._rule(unit) is Rule.FED or self._all_int8(unit.output))
 
     def _all_int8(self, tensor: Tensor) -> bool:
         """Tell whether every reader of ``tensor``, through movement, is a chosen unit."""
@@ -143,4 +147,4 @@ def _reuse(unit: Unit, stats: Mapping[str, TensorStats]) -> float:
     else:
         depth = shape[-1]
         written = prod(shape[:-1]) * (prod(unit.weight.shape) // depth)
-    return written * depth / (read + written)
+    return float(written * depth / (read + written))

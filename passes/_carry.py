@@ -113,12 +113,12 @@ class Carrier:
             "QuantizeLinear", tensor, f"{tensor.name}_q", self._pair(grid), np.uint8
         )
         public = is_output(self._graph, tensor) and self._from_integer(tensor)
-        several = len(plan.floating) > 1
-        direct = plan.integer if several else [*plan.integer, *plan.floating]
-        if direct or several or public:
+        copied = len(plan.floating) > 1 or any(_multiplies(node) for node in plan.floating)
+        direct = plan.integer if copied else [*plan.integer, *plan.floating]
+        if direct or copied or public:
             restored = self._restore(tensor, codes, "_dq", self._pair(grid))
             _rewire(direct, tensor, restored)
-            if several:
+            if copied:
                 self._copy_for(plan.floating, tensor, restored)
             if public:
                 self._publish(tensor, restored)
@@ -130,11 +130,12 @@ class Carrier:
             )
 
     def _copy_for(self, nodes: Sequence[Node], tensor: Tensor, restored: Tensor) -> None:
-        """Let several float readers share one copy of ``restored``.
+        """Let float readers share one copy of ``restored``.
 
-        onnxruntime gives every reader a DQ of its own, and then no longer sees that the two ends
-        of a SiLU or GELU read one tensor: the fused float kernel is lost. A Sum of one operand
-        is a plain copy that it keeps, measured cheaper than one more DQ.
+        A product of two dequantized activations would be fused unasked. And onnxruntime gives
+        every reader a DQ of its own, and then no longer sees that the two ends of a SiLU or GELU
+        read one tensor: the fused float kernel is lost. A Sum of one operand is a plain copy that
+        it keeps, measured cheaper than one more DQ.
         """
         copy = variable(self._name(f"{tensor.name}_float_copy"), tensor, dtype=np.float32)
         self._graph.nodes.append(
@@ -209,3 +210,10 @@ def _static_axis(tensor: Tensor) -> tuple[int, int]:
         if isinstance(shape[axis], int):
             return axis, shape[axis]
     raise PassError(f"no dim of tensor {tensor.name} is known", hint="give --input-shape")
+
+
+def _multiplies(node: Node) -> bool:
+    """Tell whether ``node``, seen through data movement, is a product of two activations."""
+    if moves(node):
+        return any(_multiplies(reader) for out in node.outputs for reader in out.outputs)
+    return bool(node.op == "MatMul" and value(node.inputs[1]) is None)

@@ -9,6 +9,7 @@ weights stay constants, hence as fast as the float model.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from qhyvit_onnx.facts import Grids
 from qhyvit_onnx.graph import value
 from qhyvit_onnx.grid import Grid
 from qhyvit_onnx.runtime import Options, Session
-from qhyvit_onnx.units import LAYERS, Unit
+from qhyvit_onnx.units import Unit
 
 _TWIN = "__twin"
 _DELTA = "__delta"
@@ -104,9 +105,10 @@ def _twin_model(model: onnx.ModelProto, probes: Sequence[Probe], grids: Grids) -
     out.CopyFrom(model)
     del out.graph.output[:]
     writer = _TwinWriter(out.graph, grids)
-    nodes = {node.name: node for node in out.graph.node}
+    nodes = {node.name: (index, node) for index, node in enumerate(out.graph.node)}
     for probe in probes:
-        writer.add(probe, [nodes[node.name] for node in probe.unit.nodes])
+        ordered = sorted((nodes[node.name] for node in probe.unit.nodes), key=itemgetter(0))
+        writer.add(probe, [node for _, node in ordered])
     return out
 
 
@@ -121,11 +123,10 @@ class _TwinWriter:
         """Append copies of ``nodes`` that read rounded inputs and weights, and the difference."""
         unit = probe.unit
         renamed = {tensor.name: self._round(tensor.name) for tensor in unit.inputs}
-        if unit.kind in LAYERS:
+        if unit.weight is not None:
             renamed[unit.weight.name] = self._weight(unit)
         inner = {name for node in nodes for name in node.output}
-        order = [node for node in self._graph.node if any(node is other for other in nodes)]
-        for node in order or nodes:
+        for node in nodes:
             self._copy(node, renamed, inner, unit)
         result = f"{unit.output.name}{_TWIN}"
         if probe.writes_codes:

@@ -58,7 +58,9 @@ def _observe(
     sample: int,
 ) -> None:
     values = {**feeds, **session.run(feeds, [n for n in observers if n not in feeds])}
-    taken = pool.map(lambda name: observers[name].add(values[name]), observers)
+    taken = pool.map(
+        lambda name: observers[name].add(np.asarray(values[name], np.float32)), observers
+    )
     for name, finite in zip(observers, taken, strict=True):
         if not finite:
             raise ModelError(

@@ -66,7 +66,8 @@ def worst(noise: Mapping[str, float], guard: Guard, placed: int) -> list[str]:
 
     Errors of different units are taken to add up; at most ``guard.max_share`` of ``placed``.
     """
-    left, spared = sum(noise.values()), []
+    left = sum(noise.values())
+    spared: list[str] = []
     for name, share in sorted(noise.items(), key=lambda item: (-item[1], item[0])):
         if left <= guard.max_noise or len(spared) >= int(guard.max_share * placed):
             break

@@ -116,8 +116,8 @@ def _for_bias(
     scale: NDArray[np.float32], unit: Unit, activations: Mapping[str, Grid]
 ) -> NDArray[np.float32]:
     """Return ``scale`` raised where an int32 bias would overflow; rows of zeros fit the bias."""
-    bias = np.zeros(scale.shape) if unit.bias is None else np.abs(value(unit.bias)).reshape(-1)
-    needed = bias / (activations[unit.inputs[0].name].scale * BIAS_STEPS)
+    bias = np.zeros(scale.shape) if unit.bias is None else np.asarray(value(unit.bias))
+    needed = np.abs(bias).reshape(-1) / (activations[unit.inputs[0].name].scale * BIAS_STEPS)
     fitting = np.where(scale > 0, scale, needed * 2**10)
     return _positive(np.maximum(fitting, needed).astype(np.float32))
 

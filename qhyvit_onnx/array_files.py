@@ -46,7 +46,7 @@ def read_array_folder(folder: Path, paths: Sequence[Path], request: Request) -> 
     """Return the samples of array files, each holding one or more; one file is open at a time."""
     counts = [load_table(path, request).rows for path in paths]
     rows = [(path, row) for path, count in zip(paths, counts, strict=True) for row in range(count)]
-    chosen = [rows[pick] for pick in sorted(request.picks(len(rows)))]
+    chosen = [rows[pick] for pick in request.picks(len(rows))]
     digests, labels, recipe = list[bytes](), list[int](), ""
     for table, row in _opened(chosen, request):
         digests.append(table.digest(row))

@@ -104,7 +104,8 @@ def _stamp(
         "qhyvit_onnx.target": target,
         "qhyvit_onnx.config": json.dumps(settings, sort_keys=True),
         "qhyvit_onnx.source_sha256": digest,
-        "qhyvit_onnx.calibration": f"{origin.kind}, {len(feeds)} samples, deployable: {origin.deployable}",
+        "qhyvit_onnx.calibration": f"{origin.kind}, {origin.taken} samples",
+        "qhyvit_onnx.deployable": str(origin.deployable),
         "qhyvit_onnx.calibration_sha256": origin.sha256,
     }
     known = {item.key for item in model.metadata_props}

@@ -109,24 +109,26 @@ class Feeds:
         """Return the number of feeds in one walk."""
         return self.count
 
-    def split(self, first: int) -> "tuple[Feeds, Feeds | None]":
-        """Return the first ``first`` feeds, and the rest when there is one."""
+    @property
+    def batch(self) -> int:
+        """Samples in one feed."""
+        return max(1, self.origin.taken // max(self.count, 1))
+
+    def split(self, samples: int) -> "tuple[Feeds, Feeds | None]":
+        """Return the first ``samples`` (rounded up to whole feeds), and the rest if any."""
+        first = -(-samples // self.batch)
         if first >= self.count:
             return self, None
-        labels = self.labels
-        return (
-            replace(
-                self,
-                walk=lambda: islice(self.walk(), first),
-                count=first,
-                labels=labels[:first] if labels else labels,
-            ),
-            replace(
-                self,
-                walk=lambda: islice(self.walk(), first, None),
-                count=self.count - first,
-                labels=labels[first:] if labels else labels,
-            ),
+        return self._part(0, first), self._part(first, self.count)
+
+    def _part(self, start: int, stop: int) -> "Feeds":
+        batch, labels = self.batch, self.labels
+        return replace(
+            self,
+            walk=lambda: islice(self.walk(), start, stop),
+            count=stop - start,
+            origin=replace(self.origin, taken=(stop - start) * batch),
+            labels=labels[start * batch : stop * batch] if labels else labels,
         )
 
 

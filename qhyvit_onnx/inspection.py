@@ -145,8 +145,8 @@ def verdict(unit: Unit, target: Target) -> tuple[bool, str]:
     row = target.rows[unit.kind]
     if row.rule is Rule.NEVER:
         return False, f"float: {row.reason}"
-    if row.rule is Rule.BETWEEN:
-        return True, "int8 between int8 neighbours"
+    if row.rule is not Rule.ALWAYS:
+        return True, f"int8 {row.rule}"
     return True, "int8 when large enough" if row.min_reuse else "int8"
 
 

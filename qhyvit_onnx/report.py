@@ -8,6 +8,7 @@ from math import isnan
 from pydantic import BaseModel, ConfigDict
 
 from qhyvit_onnx import __version__
+from qhyvit_onnx.composites import find_composites
 from qhyvit_onnx.facts import (
     BRIDGES,
     EMITTED,
@@ -199,7 +200,7 @@ def _data(state: State) -> DataRecord:
     return DataRecord(
         kind=str(origin.kind),
         path=origin.path,
-        samples=len(state.calibration),
+        samples=origin.taken,
         recipe=origin.recipe,
         deployable=origin.deployable == "yes",
         sha256=origin.sha256,
@@ -224,13 +225,17 @@ def _units(state: State) -> list[UnitRecord]:
 
 
 def _float_nodes(state: State) -> dict[str, int]:
-    """Count computing nodes that belong to no unit; quantization and movement are not computing."""
-    inside = {node.name for unit in state.get(UNITS) for node in unit.nodes}
+    """Count what computes outside of units; a function spelled out in several nodes counts once."""
+    seen = {node.name for unit in state.get(UNITS) for node in unit.nodes}
+    kinds: Counter[str] = Counter()
+    for composite in find_composites(state.graph):
+        members = {node.name for node in composite.nodes}
+        if not members & seen:
+            kinds[composite.kind] += 1
+            seen |= members
     quiet = {"QuantizeLinear", "DequantizeLinear", "Sum", *MOVEMENT}
-    ops = (
-        node.op for node in state.graph.nodes if node.name not in inside and node.op not in quiet
-    )
-    return dict(sorted(Counter(ops).items()))
+    kinds.update(n.op for n in state.graph.nodes if n.name not in seen and n.op not in quiet)
+    return dict(sorted(kinds.items()))
 
 
 def _cures(state: State) -> list[CureRecord]:

@@ -130,23 +130,21 @@ def _graph(report: Report) -> Table:
     if (more := len(report.bridges) - LISTED) > 0:
         rows.append(("bridges", f"{more} more in the JSON report"))
     cures = Counter(item.cure for item in report.one_sided)
-    cured = ", ".join(f"{count} tensors: {cure}" for cure, count in cures.items())
-    return labelled([*(rows or [("bridges", "none")]), ("one-sided", cured or "none")])
+    cured = ", ".join(f"{count} by {cure}" for cure, count in cures.items())
+    told = f"tensors cured: {cured}" if cured else "no tensor"
+    return labelled([*(rows or [("bridges", "none")]), ("one-sided", told)])
 
 
 def _passes(report: Report) -> Table:
     """Return what each pass took; the notes are cut to the line, the JSON report has them whole."""
-    made = table("pass!", "seconds>", "peak MB>", "did!")
-    widths = (max(len(item.name) for item in report.passes), len("seconds"), len("peak MB"))
-    for column, width in zip(made.columns, widths, strict=False):
-        column.min_width = width  # the notes give way on a narrow terminal
-    made.columns[-1].overflow = "ellipsis"
+    made = table("pass!", "seconds>", "peak MB>", "did")
     ran = [item for item in report.passes if not item.note.startswith("off")]
     for item in ran:
-        made.add_row(item.name, f"{item.seconds:.1f}", f"{item.peak_mb:.0f}", Text(item.note))
+        note = Text(item.note, no_wrap=True, overflow="ellipsis")
+        made.add_row(item.name, f"{item.seconds:.1f}", f"{item.peak_mb:.0f}", note)
     off = [item.name for item in report.passes if item not in ran]
     seconds = sum(item.seconds for item in report.passes)
     peak = max((item.peak_mb for item in report.passes), default=0.0)
-    note = f"off: {', '.join(off)}" if off else ""
-    made.add_row("all", f"{seconds:.1f}", f"{peak:.0f}", note, style="bold")
+    told = f"off: {', '.join(off)}" if off else ""
+    made.add_row("all", f"{seconds:.1f}", f"{peak:.0f}", told, style="bold")
     return made

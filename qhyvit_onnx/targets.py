@@ -19,6 +19,8 @@ class Rule(StrEnum):
     ALWAYS = "always"
     BETWEEN = "between int8 neighbours"
     """Every input comes from an integer kernel and some reader wants integers."""
+    FED = "fed by int8 kernels"
+    """Every input is uint8 already: onnxruntime then fuses it whether asked or not."""
     NEVER = "never"
 
 
@@ -73,7 +75,7 @@ _X64 = {
     Kind.STEM: _NEVER_STEM,
     Kind.GEMM: Row(Rule.ALWAYS, _REUSE),
     Kind.MATMUL: Row(Rule.ALWAYS, _REUSE),
-    Kind.PRODUCT: Row(Rule.NEVER, reason="product of activations: no fast integer kernel here"),
+    Kind.PRODUCT: Row(Rule.FED, reason="product of activations: no fast integer kernel here"),
     Kind.SILU: Row(Rule.BETWEEN, reason="SiLU pays in int8 only between int8 layers"),
     Kind.ADD: Row(Rule.BETWEEN, reason="Add pays in int8 only between int8 layers"),
     Kind.MUL: Row(Rule.NEVER, reason="Mul is faster in float here"),

@@ -10,6 +10,7 @@ from enum import StrEnum
 from math import prod
 from typing import TypeAlias
 
+from qhyvit_onnx.composites import find_composites
 from qhyvit_onnx.graph import (
     MOVEMENT,
     Graph,
@@ -104,8 +105,19 @@ Finder: TypeAlias = Callable[[Graph, Node], Unit | None]
 
 
 def find_units(graph: Graph) -> list[Unit]:
-    """Return every unit of ``graph``, in topological order."""
-    return [unit for node in graph.nodes if (unit := _unit_at(graph, node)) is not None]
+    """Return every unit of ``graph``, in topological order.
+
+    Nothing inside a GELU, HardSwish or norm that is spelled out is a unit: a Q between its nodes
+    would keep onnxruntime from running it as one float kernel.
+    """
+    inside = {
+        node.name
+        for composite in find_composites(graph)
+        if composite.kind != "Silu"
+        for node in composite.nodes
+    }
+    free = (node for node in graph.nodes if node.name not in inside)
+    return [unit for node in free if (unit := _unit_at(graph, node)) is not None]
 
 
 def _unit_at(graph: Graph, node: Node) -> Unit | None:
@@ -138,7 +150,8 @@ def _gemm(_graph: Graph, node: Node) -> Unit | None:
     plain = not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == 1.0
     if value(weight) is None or not plain or node.attrs.get("beta", 1.0) != 1.0:
         return None
-    if bias is not None and (value(bias) is None or value(bias).size != _columns(node, weight)):
+    constant = None if bias is None else value(bias)
+    if bias is not None and (constant is None or constant.size != _columns(node, weight)):
         return None
     return Unit(Kind.GEMM, (node,), (node.inputs[0],), node.outputs[0], weight, bias)
 
@@ -157,7 +170,7 @@ def _matmul(graph: Graph, node: Node) -> Unit | None:
         return None
     add = sole_consumer(graph, node.outputs[0])
     bias = _bias_of(add, node.outputs[0], right.shape[-1]) if right.values.ndim == 2 else None
-    if bias is None:
+    if bias is None or add is None:
         return Unit(Kind.MATMUL, (node,), (left,), node.outputs[0], right)
     return Unit(Kind.MATMUL, (node, add), (left,), add.outputs[0], right, bias)
 

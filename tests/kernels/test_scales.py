@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scale search: never worse than min-max, equal to brute force, and safe for saturating pairs."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from qhyvit_onnx.grid import grid_for
+from qhyvit_onnx.kernels.observers import Observer
+from qhyvit_onnx.kernels.scales import pair_safe_scale, search_range, weight_scale
+
+SEEDS = st.integers(0, 2**32 - 1)
+SAMPLES = {
+    "normal": lambda rng: rng.standard_normal(20000),
+    "laplace": lambda rng: rng.laplace(size=20000),
+    "student": lambda rng: rng.standard_t(2.5, size=20000),
+    "relu": lambda rng: np.maximum(rng.laplace(size=20000), 0),
+    "silu": lambda rng: (x := rng.normal(0, 3, 20000)) / (1 + np.exp(-x)),
+    "negative": lambda rng: -rng.lognormal(0, 1, 20000),
+    "uniform": lambda rng: rng.uniform(-1, 3, 20000),
+    "outlier": lambda rng: np.append(rng.standard_normal(20000), [40.0, -60.0]),
+}
+
+
+def searched(x, bits=8, candidates=100):
+    observer = Observer(0)
+    observer.add(x[None])
+    stats = observer.stats()
+    return search_range(
+        stats.centers, stats.counts, stats.low, stats.high,
+        bits=bits, candidates=candidates, lowest=0.3,
+    )  # fmt: skip
+
+
+def cost(x, low, high, bits=8):
+    """Return the true squared error of ``x`` on the grid of a range."""
+    return float(np.square(grid_for(low, high, bits=bits).fake(x) - x).sum(dtype=np.float64))
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize(("bits", "slack"), [(4, 1.1), (8, 1.02)])
+def test_not_worse_than_min_max(name, bits, slack):
+    x = SAMPLES[name](np.random.default_rng(5)).astype(np.float32)
+    low, high = searched(x, bits)
+    assert min(x.min(), 0) <= low <= 0 <= high <= max(x.max(), 0)
+    # the search minimises the expected error: the true one scatters by 1 % on 20000 positions, and
+    # rounding the zero point shifts the range by half a step, much with 15 steps, little with 255
+    assert cost(x, low, high, bits) <= slack * cost(x, float(x.min()), float(x.max()), bits)
+
+
+@pytest.mark.parametrize("name", ["student", "outlier"])
+def test_heavy_tails_are_clipped_for_a_real_gain(name):
+    x = SAMPLES[name](np.random.default_rng(5)).astype(np.float32)
+    assert cost(x, *searched(x, 4), 4) < 0.8 * cost(x, float(x.min()), float(x.max()), 4)
+
+
+@settings(max_examples=30)
+@given(SEEDS, st.sampled_from([2, 4, 8]))
+def test_equals_brute_force_over_the_same_candidates(seed, bits):
+    rng = np.random.default_rng(seed)
+    centers = np.sort(rng.normal(rng.normal(), 1, 50))
+    counts = rng.integers(0, 20, 50).astype(np.float64)
+    low, high = float(centers[0] - 0.1), float(centers[-1] + 0.1)
+
+    def expected(a, b):
+        inside = (centers >= a) & (centers < b)
+        distance = np.maximum(a - centers, 0) + np.maximum(centers - b, 0)
+        step = (b - a) / (2**bits - 1)
+        return (counts * distance**2).sum() + counts[inside].sum() * step**2 / 12
+
+    fractions = np.linspace(0.4, 1.0, 9)
+    pairs = list(product(min(low, 0) * fractions, max(high, 0) * fractions))
+    best = min(expected(a, b) for a, b in pairs)
+    found = search_range(centers, counts, low, high, bits=bits, candidates=9, lowest=0.4)
+    assert expected(*found) == pytest.approx(best, rel=1e-9, abs=1e-9)
+
+
+def test_a_relu_keeps_zero_as_its_low_end():
+    x = SAMPLES["relu"](np.random.default_rng(1)).astype(np.float32)
+    low, high = searched(x)
+    assert low == 0.0
+    assert grid_for(low, high).zero_point == 0
+    assert 0 < high <= x.max()
+
+
+def test_zeros_do_not_pull_the_range():
+    x = np.abs(np.random.default_rng(1).standard_normal(4000)).astype(np.float32)
+    assert searched(x) == searched(np.append(x, np.zeros(30000, np.float32)))
+
+
+def test_a_range_that_misses_zero_is_covered():
+    x = np.random.default_rng(1).uniform(2, 3, 4000).astype(np.float32)
+    low, high = searched(x)
+    assert low == 0.0
+    assert high == pytest.approx(3.0, rel=0.02)
+
+
+def test_an_empty_histogram_keeps_the_range():
+    # nothing but exact zeros was sampled, minimum and maximum saw more: nothing to trade
+    found = search_range(
+        np.arange(-2.0, 3.0), np.zeros(5), -2.0, 2.0, bits=8, candidates=10, lowest=0.3
+    )
+    assert found == (-2.0, 2.0)
+
+
+def weighted(weight, scale, importance):
+    codes = np.clip(np.rint(weight / scale[:, None]), -127, 127)
+    return (np.square(codes * scale[:, None] - weight) * importance).sum(axis=1)
+
+
+@given(SEEDS, st.integers(1, 40), st.booleans())
+def test_no_row_is_worse_than_at_its_peak(seed, columns, heavy):
+    rng = np.random.default_rng(seed)
+    weight = (rng.standard_cauchy if heavy else rng.standard_normal)((5, columns))
+    weight = weight.astype(np.float32)
+    importance = rng.lognormal(0, 2, columns)
+    scale = weight_scale(weight, importance, limit=127, candidates=24)
+    peak = (np.abs(weight).max(axis=1) / 127).astype(np.float32)
+    found, plain = (weighted(weight.astype(np.float64), s.astype(np.float64), importance)
+                    for s in (scale, peak))  # fmt: skip
+    # codes of float32 quotients: ties may fall the other way, by 1e-6 of the squared peak
+    slack = 1e-6 * (peak.astype(np.float64) * 127) ** 2 * importance.sum()
+    assert scale.dtype == np.float32
+    assert (found <= plain * (1 + 1e-3) + slack).all()
+    assert (scale <= peak * (1 + 1e-6)).all()
+
+
+def test_scale_is_the_best_of_its_candidates():
+    rng = np.random.default_rng(2)
+    weight = rng.standard_t(2, (4, 300)).astype(np.float32)
+    importance = rng.lognormal(0, 1, 300)
+    found = weight_scale(weight, importance, limit=7, candidates=13, lowest=0.4)
+    peak = np.abs(weight).max(axis=1).astype(np.float64) / 7
+
+    def error(fraction):
+        step = fraction * peak[:, None]
+        codes = np.clip(np.rint(weight / step), -7, 7)
+        return (np.square(codes * step - weight) * importance).sum(axis=1)
+
+    fractions = np.linspace(1.0, 0.4, 13)
+    best = fractions[np.argmin([error(f) for f in fractions], axis=0)]
+    np.testing.assert_allclose(found, best * peak, rtol=1e-6)
+
+
+def test_importance_decides_what_is_clipped():
+    weight = np.concatenate([[1.0], np.full(200, 0.0149)]).astype(np.float32)[None]
+    small, large = np.ones(201), np.ones(201)
+    large[0], small[0] = 1e6, 1e-6
+    kept = weight_scale(weight, large, limit=7, candidates=50, lowest=0.05)
+    clipped = weight_scale(weight, small, limit=7, candidates=50, lowest=0.05)
+    # the only large weight matters: it is a code; it does not: the rest is resolved
+    assert np.abs(np.rint(1.0 / kept[0]) * kept[0] - 1.0) < 1e-3
+    assert clipped[0] < 0.5 * kept[0]
+
+
+def test_rows_of_zeros_get_no_scale():
+    weight = np.array([[0, 0, 0], [1, -2, 3], [1e-25, 0, 0]], np.float32)
+    scale = weight_scale(weight, np.ones(3), limit=127, candidates=24)
+    assert scale[0] == scale[2] == 0.0
+    assert scale[1] > 0
+
+
+@pytest.mark.parametrize("importance", [np.zeros(3), np.full(3, 1e-30), np.array([1e30, 1, 0])])
+def test_any_importance_gives_a_scale(importance):
+    weight = np.array([[1, -2, 3], [0.1, 0.2, 0.3]], np.float32)
+    scale = weight_scale(weight, importance, limit=127, candidates=24)
+    assert (scale > 0).all()
+    assert np.isfinite(scale).all()
+
+
+WEIGHTS = arrays.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 3), st.integers(1, 9)),
+    elements=st.floats(-4, 4, width=32),
+)
+
+
+@given(WEIGHTS, st.sampled_from([128, 64]))
+def test_no_pair_of_neighbours_exceeds_the_limit(weight, limit):
+    scale = weight_scale(weight, None, limit=127, candidates=24)
+    safe = pair_safe_scale(weight, scale, limit=limit)
+    assert (safe >= scale).all()
+    used = np.where(safe > 1e-20, safe, np.float32(1.0))
+    codes = np.clip(np.rint(weight / used[:, None]), -127, 127).astype(int)
+    codes = np.pad(codes, ((0, 0), (0, codes.shape[1] % 2)))
+    left, right = codes[:, 0::2], codes[:, 1::2]
+    same_sign = np.where(left * right > 0, np.abs(left + right), 0)
+    assert same_sign.max() <= limit
+    # 255 * the sum fits 16 bits: what vpmaddubsw adds
+    assert 255 * 128 <= 32767
+
+
+def test_rows_without_heavy_pairs_keep_their_scale():
+    weight = np.array([[1.0, -1.0, 0.0, 1.0], [1.0, 1.0, 0.0, 0.0]], np.float32)
+    scale = np.full(2, 1 / 127, np.float32)
+    safe = pair_safe_scale(weight, scale, limit=128)
+    assert safe[0] == scale[0]
+    assert safe[1] == pytest.approx(2 / 127)
+
+
+def test_pairs_are_those_of_the_kernel():
+    # neighbours are (0, 1) and (2, 3); (1, 2) are never multiplied together
+    weight = np.array([[0.0, 1.0, 1.0, 0.0]], np.float32)
+    scale = np.full(1, 1 / 127, np.float32)
+    assert pair_safe_scale(weight, scale, limit=128)[0] == scale[0]

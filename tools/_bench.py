@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmark scripts share: feeds, the baseline quantizer, comparison, tables."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qhyvit_onnx.errors import ModelError
+from qhyvit_onnx.metrics import Closeness, Comparison
+from qhyvit_onnx.runtime import Arithmetic, Options, Session
+
+Feed: TypeAlias = dict[str, NDArray[Any]]
+Rows: TypeAlias = list[dict[str, Any]]
+
+
+def npz_feeds(path: Path, limit: int = 64) -> list[Feed]:
+    """Return the samples of an ``.npz`` whose keys are input names, one by one."""
+    with np.load(path) as arrays:
+        name = arrays.files[0]
+        data = arrays[name][:limit]
+    return [{name: data[index : index + 1]} for index in range(len(data))]
+
+
+def closeness(
+    source: Path, model: onnx.ModelProto | Path, feeds: Sequence[Feed], arithmetic: Arithmetic
+) -> Closeness:
+    """Return how close the first output of ``model`` is to that of ``source``."""
+    reference, candidate = Session(source), Session(model, Options(arithmetic=arithmetic))
+    comparison = Comparison()
+    for feed in feeds:
+        want, got = reference.run(feed), candidate.run(feed)
+        comparison.add(want[reference.outputs[0]], got[candidate.outputs[0]])
+    return comparison.result()
+
+
+def best_arithmetic(model: Path) -> Arithmetic:
+    """Return exact sums where onnxruntime can load ``model`` so; it cannot with shared weights."""
+    try:
+        Session(model, Options(arithmetic=Arithmetic.EXACT))
+    except ModelError:
+        return Arithmetic.STOCK
+    return Arithmetic.EXACT
+
+
+def quantize_static(source: Path, feeds: Sequence[Feed], output: Path) -> Path:
+    """Quantize with onnxruntime's own tool: min-max, uint8 activations, int8 per-channel weights.
+
+    Pre-processing as its documentation asks, without symbolic shapes (it stops at MobileViT's
+    fusion Concat otherwise).
+    """
+    from onnxruntime import quantization  # noqa: PLC0415 - slow to import
+    from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
+
+    logging.getLogger().setLevel(logging.ERROR)
+    lifted, prepared = output.with_suffix(".lifted.onnx"), output.with_suffix(".prepared.onnx")
+    model = onnx.load(source)
+    if max(item.version for item in model.opset_import) < 13:
+        model = onnx.version_converter.convert_version(model, 17)
+    onnx.save(model, lifted)
+    quant_pre_process(str(lifted), str(prepared), skip_symbolic_shape=True)
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        """Hands the feeds out one by one."""
+
+        def __init__(self) -> None:
+            self._left: Iterator[Feed] = iter(feeds)
+
+        def get_next(self) -> Feed | None:
+            return next(self._left, None)
+
+    quantization.quantize_static(
+        str(prepared),
+        str(output),
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+    )
+    return output
+
+
+def table(rows: Rows) -> str:
+    """Return ``rows`` as a Markdown table."""
+    if not rows:
+        return "(nothing measured)"
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head), *([str(row[key]) for key in head] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPU time of compiled models over float, both models in turn in one process, so drift cancels.
+
+usage: python tools/bench_latency.py MODEL.onnx=DATA.npz ... [--target auto] [--rounds 60]
+
+Beside ours: onnxruntime's own ``quantize_static``. Ratio is the median of the ratios of paired
+runs (process CPU seconds, 1 thread); below 1 is faster than float.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from _bench import Feed, Rows, npz_feeds, quantize_static, table
+
+from qhyvit_onnx.compiler import compile_model
+from qhyvit_onnx.config import CompileConfig, Verification
+from qhyvit_onnx.runtime import Options, Session, paired_cpu_times
+
+
+def main() -> None:
+    """Measure, print a table, keep the figures as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("pairs", nargs="+", metavar="MODEL=DATA")
+    parser.add_argument("--target", default="auto")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--samples", type=int, default=16, help="calibration samples")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    rows: Rows = []
+    for pair in args.pairs:
+        model, data = (Path(part) for part in pair.split("="))
+        rows.append(measure(model, npz_feeds(data, args.samples), args.target, args.rounds))
+        print(table(rows[-1:]), flush=True)
+    print("\n" + table(rows))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+def measure(model: Path, feeds: list[Feed], target: str, rounds: int) -> dict[str, object]:
+    """Compile one model both ways; time each against float."""
+    config = CompileConfig(target=target, verification=Verification(rounds=0))
+    compiled = compile_model(model, feeds, config)
+    float_ms, ours = ratio(model, compiled.model, feeds[0], rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        static = quantize_static(model, feeds, Path(folder) / "static.onnx")
+        _, theirs = ratio(model, static, feeds[0], rounds)
+    return {
+        "model": model.name,
+        "target": compiled.report.target,
+        "float ms": round(float_ms, 2),
+        "ours / float": ours,
+        "quantize_static / float": theirs,
+    }
+
+
+def ratio(
+    source: Path, model: onnx.ModelProto | Path, feed: Feed, rounds: int
+) -> tuple[float, str]:
+    """Return float milliseconds, and the ratio as median [quartiles] of paired runs."""
+    options = Options(threads=1)
+    pair = paired_cpu_times(Session(source, options), Session(model, options), feed, rounds=rounds)
+    reference, candidate = (np.array(seconds) for seconds in pair)
+    low, middle, high = np.percentile(candidate / reference, [25, 50, 75])
+    return 1e3 * float(np.median(reference)), f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+
+
+if __name__ == "__main__":
+    main()
