@@ -23,7 +23,9 @@ g (float[1, 16, 8, 8] x) => (float[1, 16, 8, 8] y) {
     wd = DequantizeLinear <axis = 0> (wq, ws, wz)
     [first] a = Conv <pads = [1, 1, 1, 1]> (xd, wd)
 """
-BOTH = HEAD + """
+BOTH = (
+    HEAD
+    + """
     aq = QuantizeLinear (a, s, z)
     ad = DequantizeLinear (aq, s, z)
     pd = DequantizeLinear <axis = 0> (pq, ws, wz)
@@ -32,17 +34,26 @@ BOTH = HEAD + """
     y = DequantizeLinear (bq, s, z)
 }
 """
-FIRST = HEAD + """
+)
+FIRST = (
+    HEAD
+    + """
     aq = QuantizeLinear (a, s, z)
     ad = DequantizeLinear (aq, s, z)
     [second] y = Conv (ad, p)
 }
 """
-UNFUSED = HEAD + """
+)
+UNFUSED = (
+    HEAD
+    + """
     [second] y = Conv (a, p)
 }
 """
-SANDWICH = HEAD + """
+)
+SANDWICH = (
+    HEAD
+    + """
     aq = QuantizeLinear (a, s, z)
     ad = DequantizeLinear (aq, s, z)
     [second] b = Conv (ad, p)
@@ -50,6 +61,7 @@ SANDWICH = HEAD + """
     y = DequantizeLinear (bq, s, z)
 }
 """
+)
 GRIDS = {
     "s": np.float32(0.05),
     "z": np.uint8(128),
@@ -101,7 +113,7 @@ def test_a_unit_placed_int8_that_runs_in_float(units, emitted, view):
 
 @pytest.mark.parametrize("view", View)
 def test_a_unit_placed_float_that_runs_in_integers(units, emitted, view):
-    with pytest.raises(AuditError, match="placed float but onnxruntime .* runs QLinearConv") as hit:
+    with pytest.raises(AuditError, match=r"float but onnxruntime .* runs QLinearConv") as hit:
         audit(emitted(BOTH), units, ["first"], view)
     assert hit.value.node == "second"
 
