@@ -14,6 +14,10 @@ SAMPLED = 1 << 15
 """Positions of one sample that enter the histogram; minima and maxima see all of them."""
 
 
+SQUARE_SAFE = 1e12
+"""Up to this a sum of squares fits float32, however many positions it has."""
+
+
 class GrowingHistogram:
     """Equal bins on a grid that always contains zero; when a value falls outside, bins pair up.
 
@@ -163,10 +167,13 @@ class _Channels:
     def of(cls, x: Floats, axis: int) -> "_Channels":
         others = tuple(i for i in range(x.ndim) if i != axis)
         letters = "abcdefgh"[: x.ndim]
+        low, high = x.min(axis=others), x.max(axis=others)
+        if max(-float(low.min()), float(high.max())) > SQUARE_SAFE:
+            x = x.astype(np.float64)
         square = np.einsum(f"{letters},{letters}->{letters[axis]}", x, x).astype(np.float64)
         total = x.sum(axis=others).astype(np.float64)
         rows = x.size // max(x.shape[axis], 1)
-        return cls(x.min(axis=others), x.max(axis=others), total, square, rows)
+        return cls(low, high, total, square, rows)
 
     def joined(self, other: "_Channels") -> "_Channels":
         if self.low.shape != other.low.shape:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from qhyvit_onnx.graph import Graph, Node, Tensor, constant, fresh, is_constant, is_output, operand
-from qhyvit_onnx.passes._call import Value
-from qhyvit_onnx.passes._dims import Shape, count, is_number, quotient
-from qhyvit_onnx.passes._shapes import Knowledge
+from qhyvit_onnx.symbolic.call import Value
+from qhyvit_onnx.symbolic.dims import Shape, count, is_number, quotient
+from qhyvit_onnx.symbolic.shapes import Knowledge
 
 
 def end_chains(graph: Graph, known: Knowledge, taken: set[str]) -> int:

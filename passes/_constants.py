@@ -22,9 +22,9 @@ from qhyvit_onnx.graph import (
     remove_node,
     value,
 )
-from qhyvit_onnx.passes._dims import is_number
-from qhyvit_onnx.passes._shapes import Knowledge
 from qhyvit_onnx.runtime import Options, Session
+from qhyvit_onnx.symbolic.dims import is_number
+from qhyvit_onnx.symbolic.shapes import Knowledge
 
 LARGEST_BYTES = 1 << 20
 """A folded output may be this large, or as large as what it was computed from."""

@@ -20,8 +20,8 @@ from qhyvit_onnx.graph import (
     scalar,
     value,
 )
-from qhyvit_onnx.passes._dims import Shape, is_number
-from qhyvit_onnx.passes._shapes import Knowledge
+from qhyvit_onnx.symbolic.dims import Shape, is_number
+from qhyvit_onnx.symbolic.shapes import Knowledge
 
 Test = Callable[[Node, Knowledge], bool]
 

@@ -19,9 +19,9 @@ from qhyvit_onnx.graph import (
     scalar,
     value,
 )
-from qhyvit_onnx.passes._dims import Shape, is_number
-from qhyvit_onnx.passes._shapes import Knowledge
 from qhyvit_onnx.pattern import AnyTensor, Miss, Op, match
+from qhyvit_onnx.symbolic.dims import Shape, is_number
+from qhyvit_onnx.symbolic.shapes import Knowledge
 
 GELU_OPSET = 20
 """Gelu became an op here."""

@@ -8,13 +8,13 @@ from qhyvit_onnx.graph import is_constant, names, tidy
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._chains import end_chains
 from qhyvit_onnx.passes._constants import fold_constants, lift_constant_nodes
-from qhyvit_onnx.passes._dims import shown
 from qhyvit_onnx.passes._lift import inline_functions, lift
 from qhyvit_onnx.passes._noops import drop_noops
 from qhyvit_onnx.passes._rewrite import unflatten_softmax, write_as_ops
-from qhyvit_onnx.passes._shapes import Knowledge, infer
 from qhyvit_onnx.pattern import Miss
 from qhyvit_onnx.state import State
+from qhyvit_onnx.symbolic.dims import shown
+from qhyvit_onnx.symbolic.shapes import Knowledge, infer
 
 ROUNDS = 12
 """More than any graph seen needs; each round ends chains that the one before laid open."""

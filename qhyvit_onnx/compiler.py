@@ -13,11 +13,11 @@ import onnx
 from qhyvit_onnx import __version__
 from qhyvit_onnx.config import CompileConfig
 from qhyvit_onnx.data import Feeds, Source, open_feeds
+from qhyvit_onnx.data.preprocess import Recipe
 from qhyvit_onnx.errors import ModelError
 from qhyvit_onnx.facts import EMITTED
 from qhyvit_onnx.model_io import check_model, input_specs, load_model
 from qhyvit_onnx.pipeline import Watcher, default_pipeline, run
-from qhyvit_onnx.preprocess import Recipe
 from qhyvit_onnx.report import Report, make_report
 from qhyvit_onnx.runtime import cpu_features
 from qhyvit_onnx.state import State

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from qhyvit_onnx.data import Feed, Feeds
+from qhyvit_onnx.data.labels import by_run
 from qhyvit_onnx.errors import CompileError, ModelError
-from qhyvit_onnx.labels import by_run
 from qhyvit_onnx.metrics import Closeness, Comparison, decides
 from qhyvit_onnx.runtime import Arithmetic, Arrays, Options, Session
 

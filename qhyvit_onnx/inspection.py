@@ -13,10 +13,10 @@ import onnx
 from qhyvit_onnx.composites import find_composites
 from qhyvit_onnx.config import CompileConfig
 from qhyvit_onnx.data import Feeds
+from qhyvit_onnx.data.input_spec import resolve_shapes
 from qhyvit_onnx.errors import ModelError
 from qhyvit_onnx.facts import BRIDGES
 from qhyvit_onnx.graph import MOVEMENT, Graph, Node, Tensor, is_constant, producer
-from qhyvit_onnx.input_spec import resolve_shapes
 from qhyvit_onnx.model_checks import QUANTIZED, constants, scopes
 from qhyvit_onnx.model_io import input_specs, load_model
 from qhyvit_onnx.passes.detect_bridges import DetectBridges

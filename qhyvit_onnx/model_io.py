@@ -8,8 +8,8 @@ import onnx
 from onnx import TensorProto
 from onnx.external_data_helper import load_external_data_for_model
 
+from qhyvit_onnx.data.input_spec import InputSpec
 from qhyvit_onnx.errors import ConfigError, ModelError
-from qhyvit_onnx.input_spec import InputSpec
 from qhyvit_onnx.model_checks import check_structure, check_values
 from qhyvit_onnx.output import (
     PROTOBUF_LIMIT,

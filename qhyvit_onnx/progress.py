@@ -11,8 +11,8 @@ from typing import Self
 import click
 
 from qhyvit_onnx.data import Deployable, Feeds, Origin, describe_first
+from qhyvit_onnx.data.input_spec import show_shape
 from qhyvit_onnx.facts import PLACEMENT, UNITS
-from qhyvit_onnx.input_spec import show_shape
 from qhyvit_onnx.passes._base import Pass
 from qhyvit_onnx.pipeline import Step, Watcher
 from qhyvit_onnx.state import State

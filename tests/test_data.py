@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from qhyvit_onnx.data import Deployable, Feeds, InputSpec, Kind, describe_first, open_feeds
+from qhyvit_onnx.data.input_spec import parse_input_shape
+from qhyvit_onnx.data.preprocess import Recipe
 from qhyvit_onnx.errors import CompileError, ConfigError, DataError
-from qhyvit_onnx.input_spec import parse_input_shape
-from qhyvit_onnx.preprocess import Recipe
 
 X = InputSpec("x", (None, 3, 8, 8))
 PLAIN = Recipe(crop=8)

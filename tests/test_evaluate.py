@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from qhyvit_onnx.data import Feeds, Origin
+from qhyvit_onnx.data.labels import by_run, draw, read_labels, with_labels
 from qhyvit_onnx.errors import DataError, ModelError, PassError
 from qhyvit_onnx.evaluate import compare
-from qhyvit_onnx.labels import by_run, draw, read_labels, with_labels
 from qhyvit_onnx.runtime import Session
 
 SAME = "m (float[N, 4] x) => (float[N, 4] y) { y = Identity (x) }"

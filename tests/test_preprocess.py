@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qhyvit_onnx.data.image_input import image_input
+from qhyvit_onnx.data.images import read_rgb
+from qhyvit_onnx.data.input_spec import InputSpec
+from qhyvit_onnx.data.preprocess import PRESETS, Color, Layout, Recipe, load_recipe
 from qhyvit_onnx.errors import ConfigError, DataError
-from qhyvit_onnx.image_input import image_input
-from qhyvit_onnx.images import read_rgb
-from qhyvit_onnx.input_spec import InputSpec
-from qhyvit_onnx.preprocess import PRESETS, Color, Layout, Recipe, load_recipe
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocess" / "timm.npz"
 TWO_STEPS = (

@@ -42,7 +42,7 @@ json_out = click.option(
 
 def shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of ``--input-shape`` by input name."""
-    from qhyvit_onnx.input_spec import parse_input_shape
+    from qhyvit_onnx.data.input_spec import parse_input_shape
 
     return dict(parse_input_shape(text) for text in given)
 

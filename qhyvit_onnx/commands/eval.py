@@ -108,7 +108,7 @@ def _feeds(
 ) -> "Feeds":
     """Open the data; labels from a file belong to all samples, so the draw comes after them."""
     from qhyvit_onnx.data import open_feeds
-    from qhyvit_onnx.labels import draw, read_labels, with_labels
+    from qhyvit_onnx.data.labels import draw, read_labels, with_labels
 
     known = read_labels(labels) if labels else None
     taken = None if labels else samples

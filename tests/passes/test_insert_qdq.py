@@ -179,7 +179,8 @@ CASES = {
         s = MatMul (q, k4) t = Mul (s, scale) p = Softmax (t) o = MatMul (p, v)
         y = MatMul (o, wo)
         """,
-        {**dict.fromkeys(("wq", "wk", "wv", "wo"), (96, 96)), "scale": np.float32(0.001)}, OUT3, int8=1,
+        {**dict.fromkeys(("wq", "wk", "wv", "wo"), (96, 96)), "scale": np.float32(0.001)}, OUT3,
+        int8=1,
     ),
     "split": Case(
         MAP,
@@ -535,7 +536,11 @@ FLOAT_BETWEEN = {
 @every_target
 @pytest.mark.parametrize("name", FLOAT_BETWEEN)
 def test_a_float_layer_between_int8_layers_stays_float(emit, build, name, target):
-    arrays = {"v": W, "b": (64,), "p": P, "k": (64, 1, 3, 3), "s": (8, 8), "e": (8,), **BOUNDS}
+    arrays = {"v": W, "b": (64,), "p": P, "k": (64, 1, 3, 3), "s": (8, 8), "e": (8,)}
+    arrays |= {
+        "zero": np.float32(0),
+        "six": np.float32(20000),
+    }  # most of the large channel is inside
     body = f"a = {CONV} (x, w) r = Relu (a) {FLOAT_BETWEEN[name]} y = Conv (m, q)"
     words = set(body.replace("(", " ").replace(")", " ").replace(",", " ").split())
     used = {n: a for n, a in arrays.items() if n in words}
@@ -586,7 +591,7 @@ ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "So
 def test_a_float_activation_behind_a_float_result(emit, build, layer, op, target):
     # onnxruntime fuses Gemm and a float activation, and then runs the weights through DQ
     arrays = {"w": np.float32(0.05) * drawn((96, 96)), "b": np.float32(0.05) * drawn((96,))}
-    used = {n: a for n, a in arrays.items() if f"{n})" in layer}
+    used = {n: a for n, a in arrays.items() if f", {n}" in layer}
     model = build(f"g (float[64, 96] x) => (float[64, 96] y) {{ {layer} y = {op} (a) }}", **used)
     found = emit(model, target)
     assert len(found.placement.int8) == 1

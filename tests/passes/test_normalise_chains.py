@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qhyvit_onnx.graph import import_graph
-from qhyvit_onnx.passes._shapes import infer
+from qhyvit_onnx.symbolic.shapes import infer
 
 LINKS = (
     "Add({a}, {c})",

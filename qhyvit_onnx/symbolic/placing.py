@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qhyvit_onnx.passes._call import LARGEST, Call, Rule, Unsure, Value, whole
-from qhyvit_onnx.passes._dims import count
+from qhyvit_onnx.symbolic.call import LARGEST, Call, Rule, Unsure, Value, whole
+from qhyvit_onnx.symbolic.dims import count
 
 
 def _shape(call: Call) -> Value:

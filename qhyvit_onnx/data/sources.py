@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from qhyvit_onnx.array_files import SUFFIXES as ARRAY_SUFFIXES
-from qhyvit_onnx.array_files import load_table, read_array_folder, read_table
-from qhyvit_onnx.arrays import make_table
-from qhyvit_onnx.data import Deployable, Kind, Origin, Raw, Request, Source
+from qhyvit_onnx.data.array_files import SUFFIXES as ARRAY_SUFFIXES
+from qhyvit_onnx.data.array_files import load_table, read_array_folder, read_table
+from qhyvit_onnx.data.arrays import make_table
+from qhyvit_onnx.data.feeds import Deployable, Kind, Origin, Raw, Request, Source
+from qhyvit_onnx.data.image_files import read_bundled, read_images
+from qhyvit_onnx.data.images import SUFFIXES as IMAGE_SUFFIXES
+from qhyvit_onnx.data.images import files_below
+from qhyvit_onnx.data.input_spec import Array, InputSpec, batch_of, single
+from qhyvit_onnx.data.preprocess import load_recipe
+from qhyvit_onnx.data.streams import read_stream
 from qhyvit_onnx.errors import ConfigError, DataError
-from qhyvit_onnx.image_files import read_bundled, read_images
-from qhyvit_onnx.images import SUFFIXES as IMAGE_SUFFIXES
-from qhyvit_onnx.images import files_below
-from qhyvit_onnx.input_spec import Array, InputSpec, batch_of, single
-from qhyvit_onnx.preprocess import load_recipe
-from qhyvit_onnx.streams import read_stream
 
 RANDOM = "random"
 RANDOM_SAMPLES = 8

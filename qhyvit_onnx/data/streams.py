@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any, TypeAlias
 
-from qhyvit_onnx.arrays import Table, fingerprint, make_table, notes_on
-from qhyvit_onnx.data import Origin, Raw, Request
+from qhyvit_onnx.data.arrays import Table, fingerprint, make_table, notes_on
+from qhyvit_onnx.data.feeds import Origin, Raw, Request
+from qhyvit_onnx.data.input_spec import Array
 from qhyvit_onnx.errors import CompileError, DataError
-from qhyvit_onnx.input_spec import Array
 
 Row: TypeAlias = tuple[Table, int, str]
 """One sample: the item it is in, its row there, and its name in messages."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qhyvit_onnx.data import Feeds
+from qhyvit_onnx.data.feeds import Feeds
 from qhyvit_onnx.errors import DataError
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from qhyvit_onnx.data.images import read_rgb
 from qhyvit_onnx.errors import ConfigError, DataError
-from qhyvit_onnx.images import read_rgb
 
 Triple: TypeAlias = tuple[float, float, float]
 

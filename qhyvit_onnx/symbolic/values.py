@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from qhyvit_onnx.passes._arithmetic import ARITHMETIC
-from qhyvit_onnx.passes._call import LARGEST, Call, Rule, Unsure, Value
-from qhyvit_onnx.passes._dims import is_number, plain
-from qhyvit_onnx.passes._placing import PLACING
+from qhyvit_onnx.symbolic.arithmetic import ARITHMETIC
+from qhyvit_onnx.symbolic.call import LARGEST, Call, Rule, Unsure, Value
+from qhyvit_onnx.symbolic.dims import is_number, plain
+from qhyvit_onnx.symbolic.placing import PLACING
 
 RULES: Mapping[str, Rule] = {**ARITHMETIC, **PLACING}
 

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
+from qhyvit_onnx.data.input_spec import Array, InputSpec, show_shape
+from qhyvit_onnx.data.preprocess import (
+    DEFAULT,
+    PRESETS,
+    Color,
+    Layout,
+    Recipe,
+    fit_preset,
+    load_recipe,
+)
 from qhyvit_onnx.errors import ConfigError, DataError
-from qhyvit_onnx.input_spec import Array, InputSpec, show_shape
-from qhyvit_onnx.preprocess import DEFAULT, PRESETS, Color, Layout, Recipe, fit_preset, load_recipe
 
 CHANNELS = (None, 1, 3)
 """Channel counts a picture can fill; a free one is filled with three."""

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import sympy
 
-from qhyvit_onnx.passes._call import Call, Element, Rule, Unsure, Value, whole
+from qhyvit_onnx.symbolic.call import Call, Element, Rule, Unsure, Value, whole
 
 
 def _elementwise(

@@ -7,11 +7,11 @@ from hashlib import file_digest, sha256
 from importlib.resources import files
 from pathlib import Path
 
-from qhyvit_onnx.data import Deployable, Kind, Origin, Raw, Request
+from qhyvit_onnx.data.feeds import Deployable, Kind, Origin, Raw, Request
+from qhyvit_onnx.data.image_input import ImageInput, image_input
+from qhyvit_onnx.data.images import class_labels
+from qhyvit_onnx.data.input_spec import Array
 from qhyvit_onnx.errors import DataError
-from qhyvit_onnx.image_input import ImageInput, image_input
-from qhyvit_onnx.images import class_labels
-from qhyvit_onnx.input_spec import Array
 
 
 def read_images(root: Path, paths: Sequence[Path], request: Request) -> Raw:

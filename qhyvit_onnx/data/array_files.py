@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qhyvit_onnx.arrays import LABEL_KEYS, Table, fingerprint, make_table, notes_on
-from qhyvit_onnx.data import Kind, Origin, Raw, Request
+from qhyvit_onnx.data.arrays import LABEL_KEYS, Table, fingerprint, make_table, notes_on
+from qhyvit_onnx.data.feeds import Kind, Origin, Raw, Request
+from qhyvit_onnx.data.input_spec import Array
 from qhyvit_onnx.errors import DataError
-from qhyvit_onnx.input_spec import Array
 
 SUFFIXES = frozenset({".npy", ".npz"})
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 500

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from qhyvit_onnx.data import Request
-from qhyvit_onnx.errors import DataError
-from qhyvit_onnx.image_input import image_input
-from qhyvit_onnx.input_spec import (
+from qhyvit_onnx.data.feeds import Request
+from qhyvit_onnx.data.image_input import image_input
+from qhyvit_onnx.data.input_spec import (
     Array,
     InputSpec,
     batch_of,
@@ -19,6 +18,7 @@ from qhyvit_onnx.input_spec import (
     is_batched,
     show_shape,
 )
+from qhyvit_onnx.errors import DataError
 
 LABEL_KEYS = ("labels", "label", "targets", "y")
 """Keys of class indices in an ``.npz``, unless an input has that name."""

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from numpy.typing import NDArray
 
 from qhyvit_onnx.graph import Node, axes_of, is_absent
-from qhyvit_onnx.passes._dims import Shape, is_number
+from qhyvit_onnx.symbolic.dims import Shape, is_number
 
 Element: TypeAlias = Any
 """An int, a float, a bool, or a sympy expression."""

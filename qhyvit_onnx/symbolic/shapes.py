@@ -15,9 +15,9 @@ from numpy.typing import DTypeLike
 from onnx import TensorProto
 
 from qhyvit_onnx.graph import Graph, Node, Tensor, is_absent, is_constant, node_proto, value
-from qhyvit_onnx.passes._call import LARGEST, Call, Value
-from qhyvit_onnx.passes._dims import Dim, Shape, Symbols, count, is_number, plain, quotient
-from qhyvit_onnx.passes._values import evaluate
+from qhyvit_onnx.symbolic.call import LARGEST, Call, Value
+from qhyvit_onnx.symbolic.dims import Dim, Shape, Symbols, count, is_number, plain, quotient
+from qhyvit_onnx.symbolic.values import evaluate
 
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
 _REFUSALS = (
