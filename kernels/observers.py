@@ -2,6 +2,7 @@
 """What calibration remembers of a tensor, in memory that does not grow with the samples."""
 
 from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +123,8 @@ class Observer:
 
     def add(self, x: Floats) -> bool:
         """Take one sample; False when it holds NaN or infinity (and nothing was taken)."""
+        if not x.size:
+            return True
         x = x.reshape(1) if x.ndim == 0 else x
         channels = _Channels.of(x, self._axis % x.ndim)
         if not (np.isfinite(channels.low).all() and np.isfinite(channels.high).all()):
@@ -131,8 +134,13 @@ class Observer:
         self._shape = x.shape
         return True
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was seen: no samples, or only samples without elements."""
+        return self._seen is None
+
     def stats(self) -> TensorStats:
-        """Return what was seen; at least one sample must have been added."""
+        """Return what was seen; ``empty`` must be false."""
         seen = self._seen
         assert seen is not None
         mean, square = seen.total / seen.rows, seen.square / seen.rows
@@ -197,10 +205,11 @@ class _Channels:
 
 
 def _thin(x: Floats) -> Floats:
-    """Return at most SAMPLED positions, evenly spread by a stride that is coprime to the rows."""
+    """Return about SAMPLED positions, evenly spread over every axis."""
     flat = x.reshape(-1)
     if flat.size <= SAMPLED:
         return flat
     stride = flat.size // SAMPLED
-    stride += 1 - stride % 2  # odd, so that even row lengths are walked through every column
+    while any(gcd(stride, length) > 1 for length in x.shape):
+        stride += 1  # else some columns would never be seen
     return flat[::stride]

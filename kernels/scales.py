@@ -37,8 +37,8 @@ def search_range(
         with the measured histogram in place of a parametric density.
     """
     fractions = np.linspace(lowest, 1.0, candidates)
-    lows = np.unique(min(low, 0.0) * fractions)  # ascending: the widest first
-    highs = np.unique(max(high, 0.0) * fractions)
+    lows = np.unique(min(low, 0.0) * fractions)  # the widest first: it wins a tie
+    highs = np.unique(max(high, 0.0) * fractions)[::-1]
     below, inside_low = _tail(centers, counts, lows)
     above, inside_high = _tail(-centers[::-1], counts[::-1], -highs)
     inside = counts.sum() - inside_low[:, None] - inside_high[None, :]

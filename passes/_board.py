@@ -9,7 +9,7 @@ from qhyvit_onnx.facts import Placement
 from qhyvit_onnx.graph import Graph, Node, Tensor, is_output, producer
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.targets import Rule, Target
-from qhyvit_onnx.units import CONVOLUTIONS, FLOAT_OUT, Unit, moves, readers, source_of
+from qhyvit_onnx.units import CONVOLUTIONS, Unit, moves, readers, source_of
 
 
 class Board:
@@ -57,7 +57,7 @@ class Board:
 
     def writes_codes(self, unit: Unit) -> bool:
         """Tell whether the integer kernel of ``unit`` writes uint8 rather than float."""
-        return unit.kind not in FLOAT_OUT or self._all_int8(unit.output)
+        return not unit.may_write_floats or self._all_int8(unit.output)
 
     def placement(self) -> Placement:
         """Return the choice, with the tensors that travel as uint8 and their grid owners."""
@@ -81,9 +81,13 @@ class Board:
 
     def _placed(self, unit: Unit) -> bool:
         """Tell whether ``unit`` has the int8 neighbours that its rule asks for."""
-        makers = (self._maker.get(source_of(tensor).name) for tensor in unit.inputs)
-        fed = all(m is not None and m.name in self.chosen and self.writes_codes(m) for m in makers)
-        return fed and (self._rule(unit) is Rule.FED or self._all_int8(unit.output))
+        makers = [self._maker.get(source_of(tensor).name) for tensor in unit.inputs]
+        codes = [
+            m for m in makers if m is not None and m.name in self.chosen and self.writes_codes(m)
+        ]
+        if self._rule(unit) is Rule.FED:  # codes that are there anyway, not written for this unit
+            return len(codes) == len(makers) and not any(m.may_write_floats for m in codes)
+        return len(codes) == len(makers) and self._all_int8(unit.output)
 
     def _all_int8(self, tensor: Tensor) -> bool:
         """Tell whether every reader of ``tensor``, through movement, is a chosen unit."""
@@ -138,13 +142,13 @@ def _excluded(unit: Unit, patterns: Sequence[str]) -> str:
 
 def _reuse(unit: Unit, stats: Mapping[str, TensorStats]) -> float:
     """Return multiply-adds per element that crosses the unit's border."""
-    shape = stats[unit.inputs[0].name].shape
-    read = sum(prod(stats[tensor.name].shape) for tensor in unit.inputs)
-    if unit.weight is None:
+    seen = stats.get(unit.inputs[0].name)
+    if unit.weight is None or seen is None:
         return 0.0
+    read = prod(seen.shape)
     if unit.kind in CONVOLUTIONS:
         written, depth = prod(stats[unit.output.name].shape), prod(unit.weight.shape[1:])
     else:
-        depth = shape[-1]
-        written = prod(shape[:-1]) * (prod(unit.weight.shape) // depth)
+        depth = seen.shape[-1]
+        written = prod(seen.shape[:-1]) * (prod(unit.weight.shape) // depth)
     return float(written * depth / (read + written))

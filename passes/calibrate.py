@@ -16,7 +16,15 @@ from qhyvit_onnx.kernels.observers import Observer, TensorStats
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.runtime import Session
 from qhyvit_onnx.state import State
-from qhyvit_onnx.units import CONVOLUTIONS, FLOAT_OUT, Kind, Unit, find_units, is_softmax, source_of
+from qhyvit_onnx.units import (
+    CONVOLUTIONS,
+    LAYERS,
+    Kind,
+    Unit,
+    find_units,
+    is_softmax,
+    source_of,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Calibrate(Pass):
             raise DataError(
                 "the calibration data holds no samples", hint="give --calib a folder of images"
             )
-        stats = {name: observer.stats() for name, observer in observers.items()}
+        stats = {name: item.stats() for name, item in observers.items() if not item.empty}
         state.put(STATS, stats)
         return Outcome(0, _note(stats, samples))
 
@@ -79,7 +87,9 @@ def _observed(units: Iterable[Unit]) -> dict[str, int]:
     axes: dict[str, int] = {}
     for unit in units:
         axis = 1 if unit.kind in CONVOLUTIONS else -1
-        written = () if unit.kind in FLOAT_OUT else (unit.output,)
+        if unit.kind in LAYERS:  # its weight columns meet these channels: this axis counts
+            axes[unit.inputs[0].name] = axis
+        written = () if unit.may_write_floats else (unit.output,)
         for tensor in (*unit.inputs, *written, *unit.interior):
             source = source_of(tensor)
             if unit.kind is not Kind.PRODUCT or not is_softmax(source):
@@ -90,7 +100,8 @@ def _observed(units: Iterable[Unit]) -> dict[str, int]:
 
 def _axis_of(source: Tensor) -> int:
     node = producer(source)
-    return 1 if node is None or node.op in {"Conv", "ConvTranspose", "BatchNormalization"} else -1
+    mapped = len(source.shape or ()) == 4 or (node is not None and node.op == "Conv")
+    return 1 if mapped else -1
 
 
 def _with_outputs(model: onnx.ModelProto, wanted: list[str]) -> onnx.ModelProto:

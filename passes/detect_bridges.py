@@ -57,7 +57,8 @@ class DetectBridges(Pass):
 def anchor_of(node: Node) -> Side:
     """Return the side that ``node`` puts its outputs on, NONE when it mixes no positions."""
     if node.op in {"Conv", "ConvTranspose"}:
-        return Side.LOCAL if prod(node.attrs.get("kernel_shape") or [1]) > 1 else Side.NONE
+        kernel = node.attrs.get("kernel_shape") or list(node.inputs[1].shape or ())[2:]
+        return Side.LOCAL if prod(kernel) > 1 else Side.NONE
     if node.op in {"AveragePool", "MaxPool"}:
         return Side.LOCAL
     if node.op == "MatMul" and not any(is_constant(tensor) for tensor in node.inputs):

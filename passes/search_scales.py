@@ -81,20 +81,22 @@ class SearchScales(Pass):
     ) -> WeightGrid:
         weight = value(unit.weight)
         assert weight is not None
-        if unit.kind is Kind.MATMUL and weight.ndim > 2:
-            rows = weight.reshape(1, -1)
-            return WeightGrid(_positive(weight_scale(rows, limit=127, candidates=24)), 0)
         rows = _rows(unit, weight)
         importance = _importance(unit, stats, rows.shape[1])
-        scale = weight_scale(rows, importance, limit=127, candidates=24)
+        stacked = unit.kind is Kind.MATMUL and weight.ndim > 2  # kernels take one scale for all
+        fitted = rows.reshape(1, -1) if stacked else rows
+        scale = weight_scale(fitted, None if stacked else importance, limit=127, candidates=24)
         if self.target.pair_limit and unit.kind is not Kind.DEPTHWISE:
             scale = pair_safe_scale(rows, scale, limit=self.target.pair_limit)
-        return WeightGrid(_for_bias(scale, unit, activations), unit.weight_axis)
+        scale = scale.max(keepdims=True) if stacked else _for_bias(scale, unit, activations)
+        return WeightGrid(_positive(scale), unit.weight_axis)
 
 
 def _rows(unit: Unit, weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the weight as (C_out, K), K in the order the kernel sums: position, then channel."""
-    if unit.kind is Kind.MATMUL or (unit.kind is Kind.GEMM and unit.weight_axis == 1):
+    if unit.kind is Kind.MATMUL:
+        return np.moveaxis(weight, -2, -1).reshape(-1, weight.shape[-2])
+    if unit.kind is Kind.GEMM and unit.weight_axis == 1:
         return np.ascontiguousarray(weight.T)
     if weight.ndim > 2:
         return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
@@ -105,7 +107,9 @@ def _importance(
     unit: Unit, stats: Mapping[str, TensorStats], columns: int
 ) -> NDArray[np.float64] | None:
     """Return the mean square of the input that each weight column multiplies, shape (K,)."""
-    seen = stats[unit.inputs[0].name]
+    seen = stats.get(unit.inputs[0].name)
+    if seen is None or unit.node.attrs.get("group", 1) > 1:
+        return None  # in a grouped convolution, a column multiplies another channel in every group
     square = seen.channel_square.astype(np.float64)
     if square.size < 2 or columns % square.size:
         return None
@@ -119,7 +123,8 @@ def _for_bias(
     bias = np.zeros(scale.shape) if unit.bias is None else np.asarray(value(unit.bias))
     needed = np.abs(bias).reshape(-1) / (activations[unit.inputs[0].name].scale * BIAS_STEPS)
     fitting = np.where(scale > 0, scale, needed * 2**10)
-    return _positive(np.maximum(fitting, needed).astype(np.float32))
+    raised: NDArray[np.float32] = np.maximum(fitting, needed).astype(np.float32)
+    return raised
 
 
 def _positive(scale: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -131,7 +136,7 @@ def _positive(scale: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _inside(grid: Grid, high: float) -> Grid:
     """Return ``grid`` narrowed until no code lies above ``high``: else a Clip cannot be folded."""
-    scale = np.float32(grid.scale)
+    scale = np.float32(min(grid.scale, high / max(grid.top - grid.zero_point, 1)))
     while scale * np.float32(grid.top - grid.zero_point) > high:
         scale = np.nextafter(scale, np.float32(0))
     return replace(grid, scale=float(scale))

@@ -76,7 +76,8 @@ class _Running:
         constants = {item.name for item in model.graph.initializer}
         by_weight: dict[str, str] = {}
         for node in model.graph.node:
-            self._by_name.setdefault(_SUFFIX.sub("", node.name), []).append(node.op_type)
+            for name in {node.name, _SUFFIX.sub("", node.name)}:
+                self._by_name.setdefault(name, []).append(node.op_type)
             by_weight.update({name: node.op_type for name in node.input if name in constants})
         self._by_weight, self._constants = by_weight, constants
 

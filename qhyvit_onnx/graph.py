@@ -140,7 +140,8 @@ def sole_consumer(graph: Graph, tensor: Tensor) -> Node | None:
     """Return the only reader of ``tensor``; None when it has none, several, or is an output."""
     if len(tensor.outputs) != 1 or is_output(graph, tensor):
         return None
-    return tensor.outputs[0]
+    reader = tensor.outputs[0]  # may sit inside an If or Loop, which is no part of this graph
+    return reader if any(reader is node for node in graph.nodes) else None
 
 
 def axes_of(node: Node) -> list[int] | None:

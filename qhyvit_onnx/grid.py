@@ -50,8 +50,8 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Reject what no integer tensor can hold."""
-        if not (np.isfinite(self.scale) and np.float32(self.scale) > TINY_SCALE):
-            raise PassError(f"scale {self.scale} is not a positive float32")
+        if not TINY_SCALE < self.scale < float(np.finfo(np.float32).max):
+            raise PassError(f"scale {self.scale} leaves float32, or is not positive")
         if not 0 <= self.zero_point <= self.top:
             raise PassError(f"zero point {self.zero_point} is outside [0, {self.top}]")
 

@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 Values = NDArray[np.generic]
 
 
+EXACT_DB = 200.0
+"""What stands for "no error at all"."""
+
+
 @dataclass(frozen=True, slots=True)
 class Closeness:
     """One output compared over all samples.
@@ -57,16 +61,20 @@ class Comparison:
 
     def result(self) -> Closeness:
         """Return the figures over everything added so far."""
-        norm = max(float(np.sqrt(self._signal * self._other)), 1e-30)
-        sqnr = 10 * np.log10(max(self._signal, 1e-30) / max(self._error, 1e-30))
+        norm = float(np.sqrt(self._signal) * np.sqrt(self._other))
+        exact = self._error == 0.0
         return Closeness(
-            sqnr_db=float(min(sqnr, 200.0)),
-            cosine=self._dot / norm,
+            sqnr_db=EXACT_DB if exact else _decibels(self._signal, self._error),
+            cosine=1.0 if exact else self._dot / max(norm, 1e-30),
             agreement=self._same / max(self._decisions, 1),
             samples=self._samples,
             top1_float=self._right[0] / self._labelled if self._labelled else None,
             top1_int8=self._right[1] / self._labelled if self._labelled else None,
         )
+
+
+def _decibels(signal: float, error: float) -> float:
+    return min(float(10 * np.log10(max(signal, 1e-30) / error)), EXACT_DB)
 
 
 def decides(output: Values, decisions: int, classes: int) -> bool:

@@ -109,4 +109,4 @@ def _detect(features: frozenset[str]) -> Target:
         return by_name["arm64"]
     if features & {"avx512_vnni", "avx_vnni"}:
         return by_name["x64-vnni"]
-    return by_name["x64-avx2" if "avx2" in features else "arm64"]
+    return by_name["x64-avx2"]

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qhyvit_onnx.composites import find_composites
 from qhyvit_onnx.graph import (
@@ -55,10 +58,6 @@ LAYERS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM, Kind.G
 
 CONVOLUTIONS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM})
 
-FLOAT_OUT = frozenset({Kind.GEMM, Kind.MATMUL, Kind.PRODUCT})
-"""Kinds whose integer kernel can write float: QGemm, MatMulIntegerToFloat."""
-
-
 @dataclass(frozen=True, eq=False)
 class Unit:
     """One fusion unit.
@@ -85,6 +84,14 @@ class Unit:
     def name(self) -> str:
         """Name of the main node."""
         return str(self.node.name)
+
+    @property
+    def may_write_floats(self) -> bool:
+        """Whether an integer kernel can write the output as floats: QGemm, MatMulIntegerToFloat.
+
+        Not before a Relu or Clip: onnxruntime would take the pair for a float FusedGemm.
+        """
+        return self.kind in {Kind.GEMM, Kind.MATMUL, Kind.PRODUCT} and self.clip is None
 
     @property
     def interior(self) -> tuple[Tensor, ...]:
@@ -145,15 +152,15 @@ def _conv_kind(node: Node, weight: Tensor) -> Kind:
     return Kind.POINTWISE if prod(weight.shape[2:]) == 1 else Kind.CONV
 
 
-def _gemm(_graph: Graph, node: Node) -> Unit | None:
+def _gemm(graph: Graph, node: Node) -> Unit | None:
     weight, bias = operand(node, 1), operand(node, 2)
     plain = not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == 1.0
     if value(weight) is None or not plain or node.attrs.get("beta", 1.0) != 1.0:
         return None
-    constant = None if bias is None else value(bias)
-    if bias is not None and (constant is None or constant.size != _columns(node, weight)):
+    if bias is not None and not _per_column(value(bias), _columns(node, weight)):
         return None
-    return Unit(Kind.GEMM, (node,), (node.inputs[0],), node.outputs[0], weight, bias)
+    nodes, clip = _with_clip(graph, (node,))
+    return Unit(Kind.GEMM, nodes, (node.inputs[0],), nodes[-1].outputs[0], weight, bias, clip)
 
 
 def _columns(node: Node, weight: Tensor) -> int:
@@ -164,26 +171,35 @@ def _matmul(graph: Graph, node: Node) -> Unit | None:
     left, right = node.inputs
     if value(left) is not None:
         return None  # constant on the left: no kernel takes per-row weights
-    if value(right) is None:
+    if value(right) is None and not (_counts(left) or _counts(right)):
         return Unit(Kind.PRODUCT, (node,), (left, right), node.outputs[0])
-    if right.values.ndim < 2:
+    if value(right) is None or right.values.ndim < 2:
         return None
     add = sole_consumer(graph, node.outputs[0])
-    bias = _bias_of(add, node.outputs[0], right.shape[-1]) if right.values.ndim == 2 else None
-    if bias is None or add is None:
-        return Unit(Kind.MATMUL, (node,), (left,), node.outputs[0], right)
-    return Unit(Kind.MATMUL, (node, add), (left,), add.outputs[0], right, bias)
+    bias = _bias_of(add, node, right.shape[-1]) if right.values.ndim == 2 else None
+    linear = (node,) if bias is None or add is None else (node, add)
+    nodes, clip = _with_clip(graph, linear)
+    return Unit(Kind.MATMUL, nodes, (left,), nodes[-1].outputs[0], right, bias, clip)
 
 
-def _bias_of(add: Node | None, product: Tensor, columns: int) -> Tensor | None:
-    """Return the constant that ``add`` adds per column to ``product``, if that is what it does."""
+def _bias_of(add: Node | None, matmul: Node, columns: int) -> Tensor | None:
+    """Return the constant that ``add`` adds per column to ``matmul``, if that is what it does."""
     if add is None or add.op != "Add":
         return None
-    other = add.inputs[1] if add.inputs[0] is product else add.inputs[0]
-    array = value(other)
-    if array is None or not array.ndim or not array.size == array.shape[-1] == columns:
-        return None
+    other = add.inputs[1] if add.inputs[0] is matmul.outputs[0] else add.inputs[0]
+    array, rank = value(other), len(matmul.inputs[0].shape or (0,))
+    if array is None or not _per_column(array, columns) or array.ndim > rank:
+        return None  # a bias of more dims than the product would add dims to it
     return other
+
+
+def _per_column(array: NDArray[Any] | None, columns: int) -> bool:
+    return array is not None and array.ndim > 0 and array.size == array.shape[-1] == columns
+
+
+def _counts(tensor: Tensor) -> bool:
+    """Tell whether ``tensor`` is known to hold something else than floats: no grid is for it."""
+    return tensor.dtype is not None and not np.issubdtype(tensor.dtype, np.floating)
 
 
 def _with_clip(
@@ -218,6 +234,8 @@ def _pair(kind: Kind) -> Finder:
         left, right = node.inputs
         if is_constant(left) or is_constant(right) or left is right:
             return None
+        if _counts(left) or _counts(right):
+            return None
         sigmoids = (producer(left), producer(right))
         if kind is Kind.MUL and any(p is not None and p.op == "Sigmoid" for p in sigmoids):
             return None  # the SILU unit's, or a gate whose Sigmoid stays float
@@ -227,7 +245,7 @@ def _pair(kind: Kind) -> Finder:
 
 
 def _concat(_graph: Graph, node: Node) -> Unit | None:
-    if any(is_constant(tensor) for tensor in node.inputs):
+    if any(is_constant(tensor) or _counts(tensor) for tensor in node.inputs):
         return None
     return Unit(Kind.CONCAT, (node,), tuple(node.inputs), node.outputs[0])
 

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Place applies the target's table, then the guard; the graph stays as it is."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qhyvit_onnx.config import CompileConfig, Guard
+from qhyvit_onnx.data import Feeds
+from qhyvit_onnx.errors import ConfigError, PassError
+from qhyvit_onnx.facts import PLACEMENT, SENSITIVITY, UNITS
+from qhyvit_onnx.passes.place import Place, worst
+from qhyvit_onnx.pipeline import default_pipeline
+from qhyvit_onnx.state import State
+from qhyvit_onnx.targets import TARGETS, Rule, find_target
+from qhyvit_onnx.units import Kind
+
+ARM, VNNI, AVX2 = (find_target(name, frozenset()) for name in ("arm64", "x64-vnni", "x64-avx2"))
+every_target = pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
+CONV = "Conv <pads = [1, 1, 1, 1], kernel_shape = [3, 3]>"
+W = (64, 64, 3, 3)
+SHAPE = (1, 64, 8, 8)
+OFF = Guard(samples=0)
+
+
+@pytest.fixture
+def place(build):
+    """Return a function: body, weights, target -> (placement, state, outcome)."""
+
+    def run(
+        body, weights, target=ARM, guard=OFF, exclude=(), shape=SHAPE, count=4, out="a, b, c, d"
+    ):
+        dims = ", ".join(str(dim) for dim in shape)
+        text = f"g (float[{dims}] x) => (float[{out}] y) {{ {body} }}"
+        rng = np.random.default_rng(4)
+        feeds = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(count)]
+        config = CompileConfig(guard=guard, exclude=tuple(exclude))
+        state = State(build(text, **weights), config, Feeds.of(feeds))
+        for item in default_pipeline(config, target):
+            if item.name == "place":
+                before = state.model().SerializeToString(deterministic=True)
+                outcome = item.run(state)
+                break
+            item.run(state)
+        assert state.model().SerializeToString(deterministic=True) == before  # always
+        return state.get(PLACEMENT), state, outcome
+
+    return run
+
+
+RESIDUAL = f"""
+    [first] a = {CONV} (x, w1)
+    [second] b = {CONV} (a, w2)
+    [sum] s = Add (a, b)
+    [third] y = {CONV} (s, w3)
+"""
+RESIDUAL_WEIGHTS = {"w1": W, "w2": W, "w3": W}
+
+
+@every_target
+def test_layers_and_what_lies_between_them(place, target):
+    placement, state, outcome = place(RESIDUAL, RESIDUAL_WEIGHTS, target)
+    assert placement.int8 == ("first", "second", "sum", "third")
+    assert placement.reasons == {}
+    assert placement.carried == {name: name for name in ("x", "a", "b", "s", "y")}
+    assert [unit.name for unit in state.get(UNITS)] == list(placement.int8)
+    assert (outcome.changed, outcome.note) == (0, "4 of 4 units int8")
+
+
+def test_two_runs_place_the_same(place):
+    first, second = (place(RESIDUAL, RESIDUAL_WEIGHTS, guard=Guard())[0] for _ in range(2))
+    assert first == second
+
+
+@every_target
+def test_the_function_is_kept(place, build, run_model, target):
+    _, state, _ = place(RESIDUAL, RESIDUAL_WEIGHTS, target, Guard())
+    x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    want, got = (run_model(m, {"x": x})[0] for m in (state.source, state.model()))
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "left"),
+    [
+        (["second"], ["first", "third"]),
+        (["s*"], ["first", "third"]),
+        (["first", "third"], ["second"]),
+        (["?econd"], ["first", "third"]),
+        (["*"], []),
+    ],
+)
+def test_exclude_leaves_units_and_what_depends_on_them_float(place, patterns, left):
+    placement, _, _ = place(RESIDUAL, RESIDUAL_WEIGHTS, exclude=patterns)
+    assert list(placement.int8) == left
+    if "second" in patterns:
+        assert placement.reasons["second"] == "excluded by 'second'"
+        assert placement.reasons["sum"] == ARM.rows[Kind.ADD].reason
+
+
+def test_a_float_unit_is_never_carried_for_itself(place):
+    placement, _, _ = place(RESIDUAL, RESIDUAL_WEIGHTS, exclude=["second", "sum"])
+    assert "b" not in placement.carried
+
+
+@pytest.mark.parametrize("part", ["relu", "gate", "bias"])
+def test_exclude_by_any_node_of_a_unit(place, part):
+    body, weights = {
+        "relu": (f"[main] a = {CONV} (x, w) [relu] y = Relu (a)", {"w": W}),
+        "gate": (f"c = {CONV} (x, w) [gate] g = Sigmoid (c) [main] m = Mul (c, g)"
+                 f" y = {CONV} (m, w)", {"w": W}),
+        "bias": ("[main] m = MatMul (x, v) [bias] y = Add (m, b)", {"v": (8, 64), "b": (64,)}),
+    }[part]  # fmt: skip
+    assert "main" in place(body, weights)[0].int8
+    assert "main" not in place(body, weights, exclude=[part])[0].int8
+
+
+@pytest.mark.parametrize("pattern", ["thrid", "First", ""])
+def test_a_pattern_that_matches_nothing_is_an_error(place, pattern):
+    with pytest.raises(ConfigError, match=f"--exclude '{pattern}' matches no node"):
+        place(RESIDUAL, RESIDUAL_WEIGHTS, exclude=["first", pattern])
+
+
+def test_what_needs_neighbours_falls_with_them(place):
+    body = f"""
+        [first] a = {CONV} (x, w)
+        [other] b = {CONV} (x, w)
+        [one] s = Add (a, b)
+        [two] t = Add (s, a)
+        [three] u = Concat <axis = 1> (t, b)
+        [last] y = Conv (u, v)
+    """
+    weights = {"w": W, "v": (64, 128, 1, 1)}
+    every = {"first", "other", "one", "two", "three", "last"}
+    assert set(place(body, weights)[0].int8) == every
+    # without its reader, Concat falls, then the Adds above it, one after the other
+    assert set(place(body, weights, exclude=["last"])[0].int8) == {"first", "other"}
+    # without its producer, the Add falls, then everything below it but the layers
+    assert set(place(body, weights, exclude=["other"])[0].int8) == {"first", "last"}
+
+
+@pytest.mark.parametrize("between", ["Exp (s)", "Softmax (s)", "LayerNormalization (s, g)"])
+def test_float_readers_release_an_add(place, between):
+    body = f"[first] a = {CONV} (x, w) b = {CONV} (x, w) [sum] s = Add (a, b) y = {between}"
+    weights = {"w": W} | ({"g": np.ones(8, np.float32)} if "g)" in between else {})
+    placement, _, _ = place(body, weights)
+    assert "sum" not in placement.int8
+    assert placement.reasons["sum"]
+
+
+def test_a_public_add_stays_float(place):
+    body = f"a = {CONV} (x, w) b = {CONV} (x, w) [sum] y = Add (a, b)"
+    assert "sum" not in place(body, {"w": W})[0].int8
+
+
+@pytest.mark.parametrize("target", [VNNI, AVX2], ids=lambda t: t.name)
+@pytest.mark.parametrize(("channels", "int8"), [(64, True), (48, False)])
+def test_small_layers_do_not_pay_for_conversion(place, target, channels, int8):
+    # a 1x1 convolution of C channels: C * C multiply-adds for 2 C elements, so C / 2 each
+    body = "[point] y = Conv (x, w)"
+    weights = {"w": (channels, channels, 1, 1)}
+    placement, _, _ = place(body, weights, target, shape=(1, channels, 8, 8))
+    assert ("point" in placement.int8) is int8
+    if not int8:
+        assert placement.reasons["point"].startswith("24 multiply-adds per element")
+    assert "point" in place(body, weights, ARM, shape=(1, channels, 8, 8))[0].int8
+
+
+@pytest.mark.parametrize(
+    ("body", "weight", "shape", "reuse"),
+    [
+        ("[n] y = MatMul (x, w)", (40, 40), (2, 6, 40), 20),
+        ("[n] y = Gemm (x, w)", (40, 40), (6, 40), 20),
+        ("[n] y = Gemm <transB = 1> (x, w)", (80, 20), (6, 20), 16),
+        ("[n] y = Conv <group = 4, kernel_shape = [3, 3]> (x, w)", (8, 2, 3, 3), (1, 8, 3, 3), 1.8),
+        ("[n] y = Conv <strides = [2, 2]> (x, w)", (16, 16, 1, 1), (1, 16, 2, 2), 3.2),
+    ],
+)
+def test_reuse_is_multiply_adds_per_element(place, body, weight, shape, reuse):
+    out = ", ".join("abcd"[: len(shape)])
+    placement, _, _ = place(body, {"w": weight}, VNNI, shape=shape, out=out)
+    assert placement.reasons["n"].split()[0] == f"{reuse:.0f}"
+
+
+@every_target
+def test_a_stem_stays_float(place, target):
+    body = f"[stem] a = {CONV} (x, w) [next] y = {CONV} (a, v)"
+    placement, _, _ = place(body, {"w": (64, 3, 3, 3), "v": W}, target, shape=(1, 3, 8, 8))
+    assert placement.int8 == ("next",)
+    assert placement.reasons == {"stem": "3-channel stem: slower in int8 than in float"}
+
+
+def test_silu_and_depthwise_by_target(place):
+    body = f"""
+        a = {CONV} (x, w) g = Sigmoid (a) [silu] s = Mul (a, g)
+        [depthwise] d = Conv <group = 64, pads = [1, 1, 1, 1]> (s, k) y = {CONV} (d, w)
+    """
+    weights = {"w": W, "k": (64, 1, 3, 3)}
+    assert {"silu", "depthwise"} <= set(place(body, weights, ARM)[0].int8)
+    # on x86 both want int8 neighbours, and have them here
+    assert {"silu", "depthwise"} <= set(place(body, weights, VNNI)[0].int8)
+    lonely = body.replace("Conv <group", "Conv <dilations = [1, 1], group").replace(
+        "g = Sigmoid", "z = Tanh (a) g = Sigmoid"
+    )
+    placement, _, _ = place(lonely.replace("y = ", "u = ") + "y = Add (u, z)", weights, VNNI)
+    assert "silu" in placement.int8  # another reader of its input does not matter
+
+
+ATTENTION = """
+    q = MatMul (x, w1) k = MatMul (x, w2) v = MatMul (x, w3)
+    t = Transpose <perm = [0, 2, 1]> (k)
+    [qk] s = MatMul (q, t) p = Softmax (s) [av] o = MatMul (p, v)
+    y = MatMul (o, w4)
+"""
+ATTENTION_WEIGHTS = dict.fromkeys(("w1", "w2", "w3", "w4"), (96, 96))
+
+
+def attention(place, target, body=ATTENTION):
+    return place(body, ATTENTION_WEIGHTS, target, shape=(1, 64, 96), out="a, b, c")[0]
+
+
+def test_products_run_int8_on_arm(place):
+    assert {"qk", "av"} <= set(attention(place, ARM).int8)
+
+
+@pytest.mark.parametrize("target", [VNNI, AVX2], ids=lambda t: t.name)
+def test_products_on_x64_do_not_bring_about_their_own_integers(place, target):
+    # q and k would be written as floats if the product did not ask for uint8: it may not ask
+    placement = attention(place, target)
+    assert not {"qk", "av"} & set(placement.int8)
+    assert placement.reasons["qk"] == target.rows[Kind.PRODUCT].reason
+
+
+@pytest.mark.parametrize("target", [VNNI, AVX2], ids=lambda t: t.name)
+def test_a_product_of_two_convolutions_is_fed_integers_anyway(place, target):
+    # a convolution has no kernel that writes floats: onnxruntime fuses the product unasked
+    assert target.rows[Kind.PRODUCT].rule is Rule.FED
+    body = f"a = {CONV} (x, w1) b = {CONV} (x, w2) [product] y = MatMul (a, b)"
+    assert "product" in place(body, {"w1": W, "w2": W}, target)[0].int8
+
+
+def test_movement_travels_with_the_codes(place):
+    placement = attention(place, ARM)
+    assert (placement.carried["k"], placement.carried["t"]) == ("k", "k")
+
+
+def test_movement_that_ends_in_float_travels_as_float(place):
+    body = f"a = {CONV} (x, w) t = Transpose <perm = [0, 1, 3, 2]> (a) y = Exp (t)"
+    placement, _, _ = place(body, {"w": W})
+    assert "t" not in placement.carried
+
+
+def sensitive_net():
+    """Return twelve layers; one takes a pair of channels that nearly cancel: int8 loses them."""
+    rng = np.random.default_rng(1)
+    layers = [0.1 * rng.standard_normal((64, 64, 1, 1)) for _ in range(12)]
+    body = " ".join(
+        f"[layer{i}] t{i} = Conv ({'x' if i == 0 else f't{i - 1}'}, w{i})" for i in range(12)
+    )
+    # layer 5 writes channel 0 a thousand times larger, layer 6 reads it a thousand times less
+    layers[5][0] *= 2000
+    layers[6][:, 0] /= 2000
+    weights = {f"w{i}": w.astype(np.float32) for i, w in enumerate(layers)}
+    return body + " y = Identity (t11)", weights
+
+
+def test_the_guard_spares_the_layer_that_wrecks_the_output(place):
+    body, weights = sensitive_net()
+    guard = Guard(max_share=0.25)
+    placement, state, outcome = place(body, weights, guard=guard)
+    noise = state.get(SENSITIVITY)
+    assert noise.keys() == {f"layer{i}" for i in range(12)}
+    # the output of layer 5 has one scale: a step of the large channel swallows the others
+    most = sorted(noise, key=noise.get)[-2:]
+    assert set(most) == {"layer5", "layer6"}
+    assert not set(most) & set(placement.int8)
+    assert placement.reasons["layer5"].startswith("sensitive: alone it makes ")
+    assert "left float by the guard" in outcome.note
+
+
+def test_a_quiet_net_needs_no_guard(place):
+    placement, state, _ = place(RESIDUAL, RESIDUAL_WEIGHTS, guard=Guard(max_share=1.0))
+    assert len(placement.int8) == 4
+    assert set(state.get(SENSITIVITY)) == set(placement.int8)
+    # one layer of random weights, each rounded to 8 bits: below -30 dB
+    assert all(0 < noise < 1e-3 for noise in state.get(SENSITIVITY).values())
+
+
+@pytest.mark.parametrize("guard", [OFF, Guard(max_noise=1e9), Guard(max_share=0.0)])
+def test_a_guard_that_is_off_spares_nothing(place, guard):
+    body, weights = sensitive_net()
+    placement, state, _ = place(body, weights, guard=guard)
+    assert len(placement.int8) == 12
+    assert bool(state.get(SENSITIVITY)) is bool(guard.samples)
+
+
+def test_noise_is_the_output_error_of_the_unit_alone(place, build, run_model):
+    # one unit: its noise is what the emitted model really does
+    body, weights = f"[only] y = {CONV} (x, w)", {"w": W}
+    _, state, _ = place(body, weights, guard=Guard(samples=4))
+    from qhyvit_onnx.facts import GRIDS
+
+    grids = state.get(GRIDS)
+    weight = next(iter(grids.weights.values()))
+    float_model = state.source
+    kept = next(t for t in state.graph.tensors().values() if t.name == "w")
+    text = f"g (float[1, 64, 8, 8] x) => (float[1, 64, 8, 8] y) {{ {body} }}"
+    rounded = build(text, w=weight.fake(np.asarray(kept.values)))
+    ratios = []
+    for feed in state.calibration:
+        want = run_model(float_model, feed)[0].astype(np.float64)
+        got = run_model(rounded, {"x": grids.activations["x"].fake(feed["x"])})[0]
+        got = grids.activations["y"].fake(got)
+        ratios.append(np.square(got - want).sum() / np.square(want).sum())
+    assert state.get(SENSITIVITY)["only"] == pytest.approx(np.mean(ratios), rel=1e-2)
+
+
+def test_the_guard_takes_no_more_runs_than_it_may(place):
+    ticks = []
+    body, weights = sensitive_net()
+    rng = np.random.default_rng(0)
+    feeds = Feeds.of([{"x": rng.standard_normal(SHAPE).astype(np.float32)} for _ in range(8)])
+    state = place(body, weights)[1]
+    fresh = State(state.source, state.config, feeds)
+    for item in default_pipeline(state.config, ARM):
+        if item.name == "place":
+            fresh.tick = lambda done, total: ticks.append((done, total))
+            Place(ARM, guard=Guard(samples=8, runs=25)).run(fresh)
+            break
+        item.run(fresh)
+    assert ticks == [(1, 2), (2, 2)]  # 12 units: 25 runs are enough for two samples
+
+
+NOISES = st.dictionaries(st.text(min_size=1, max_size=3), st.floats(0, 1), max_size=30)
+
+
+@given(NOISES, st.floats(0.001, 2), st.floats(0, 1))
+def test_worst_spares_least_that_is_enough(noise, allowed, share):
+    guard = Guard(max_noise=allowed, max_share=share)
+    spared = worst(noise, guard, len(noise))
+    assert len(spared) <= share * len(noise)
+    left = sum(v for n, v in noise.items() if n not in spared)
+    if left > allowed * (1 + 1e-9):
+        assert len(spared) == int(share * len(noise))
+    # worst first, and none too many
+    assert all(noise[s] >= max((v for n, v in noise.items() if n not in spared), default=0)
+               for s in spared)  # fmt: skip
+    if spared:
+        assert left + noise[spared[-1]] > allowed * (1 - 1e-9)
+
+
+def test_worst_counts_all_placed_units():
+    noise = {"a": 1.0, "b": 0.5}
+    assert worst(noise, Guard(max_share=0.1), 20) == ["a", "b"]
+    assert worst(noise, Guard(max_share=0.1), 10) == ["a"]
+    assert worst(noise, Guard(max_share=0.1), 9) == []
+
+
+def test_equal_noise_is_spared_by_name():
+    assert worst({"b": 1.0, "a": 1.0}, Guard(max_share=0.5), 2) == ["a"]
+
+
+def test_without_grids_it_is_a_bug(build, state):
+    with pytest.raises(PassError, match="was not given"):
+        Place(ARM).run(state(build("g (float[1, 4] x) => (float[1, 4] y) { y = Exp (x) }")))
+
+
+@every_target
+def test_nothing_to_place(place, target):
+    placement, state, outcome = place("y = Exp (x)", {}, target, guard=Guard())
+    assert (placement.int8, placement.carried, placement.reasons) == ((), {}, {})
+    assert state.get(SENSITIVITY) == {}
+    assert outcome.note == "0 of 0 units int8"
