@@ -48,6 +48,17 @@ def search_range(
     return float(lows[i]), float(highs[j])
 
 
+def range_error(centers: Doubles, counts: Doubles, low: float, high: float, steps: int) -> float:
+    """Return the expected squared error when ``[low, high]`` is cut into ``steps`` steps.
+
+    Shapes:
+        centers, counts (bins,).
+    """
+    outside = np.maximum(low - centers, 0.0) + np.maximum(centers - high, 0.0)
+    inside = float(counts[outside == 0.0].sum())
+    return float(counts @ outside**2) + inside * ((high - low) / steps) ** 2 / 12.0
+
+
 def _tail(centers: Doubles, counts: Doubles, points: Doubles) -> tuple[Doubles, Doubles]:
     """Return, for each clip point, the squared distance of all mass below it, and that mass."""
     padded = (np.concatenate([[0.0], np.cumsum(counts * centers**k)]) for k in range(3))

@@ -49,9 +49,8 @@ class DetectBridges(Pass):
         bridges = tuple(_bridge(key, nodes) for key, nodes in crossings.items())
         state.put(BRIDGES, bridges)
         entries = sum(bridge.direction == "in" for bridge in bridges)
-        return Outcome(
-            0, f"{entries} bridges into global regions, {len(bridges) - entries} out of them"
-        )
+        exits = len(bridges) - entries
+        return Outcome(0, f"bridges: {entries} into global regions, {exits} out of them")
 
 
 def anchor_of(node: Node) -> Side:
@@ -97,7 +96,7 @@ def _resolution(node: Node) -> str:
             and above is not None
             and above.op in {"Conv", "Concat"}
         ):
-            return "x".join(str(dim) for dim in shape[2:])
+            return "x".join("?" if dim is None else str(dim) for dim in shape[2:])
         if above is not None and id(above) not in seen:
             seen.add(id(above))
             queue.extend(above.inputs)

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from qhyvit_onnx.config import Search
 from qhyvit_onnx.facts import GRIDS, STATS, Grids
 from qhyvit_onnx.graph import Tensor, value
-from qhyvit_onnx.grid import Cure, Grid, WeightGrid, grid_for
+from qhyvit_onnx.grid import Cure, Grid, WeightGrid, grid_for, symmetric_grid
 from qhyvit_onnx.kernels.observers import TensorStats
-from qhyvit_onnx.kernels.scales import pair_safe_scale, search_range, weight_scale
+from qhyvit_onnx.kernels.scales import pair_safe_scale, range_error, search_range, weight_scale
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import Target
@@ -74,7 +74,7 @@ class SearchScales(Pass):
             bits=8, candidates=self.search.candidates, lowest=self.search.lowest,
         )  # fmt: skip
         grid = grid_for(low, high)
-        return replace(grid, cure=Cure.COVER) if seen.one_sided else grid
+        return _cured(grid, seen) if seen.one_sided else grid
 
     def _weight(
         self, unit: Unit, stats: Mapping[str, TensorStats], activations: Mapping[str, Grid]
@@ -90,6 +90,16 @@ class SearchScales(Pass):
             scale = pair_safe_scale(rows, scale, limit=self.target.pair_limit)
         scale = scale.max(keepdims=True) if stacked else _for_bias(scale, unit, activations)
         return WeightGrid(_positive(scale), unit.weight_axis)
+
+
+def _cured(cover: Grid, seen: TensorStats) -> Grid:
+    """Return the better grid for a range without zero: widened to zero, or symmetric about it."""
+    symmetric = symmetric_grid(max(-cover.low, cover.high))
+    errors = [
+        range_error(seen.centers, seen.counts, grid.low, grid.high, grid.top)
+        for grid in (cover, symmetric)
+    ]
+    return symmetric if errors[1] < errors[0] else replace(cover, cure=Cure.COVER)
 
 
 def _rows(unit: Unit, weight: NDArray[np.float32]) -> NDArray[np.float32]:

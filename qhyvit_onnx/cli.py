@@ -4,11 +4,14 @@
 Only click is imported here; a sub-command is imported when it runs or shows its own help.
 """
 
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -76,6 +79,7 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status; what stopped it is one line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         status = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except CompileError as error:
@@ -91,6 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return CompileError.exit_code
     return status if isinstance(status, int) else 0
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Leave by an exception, so that temporary files are removed on the way out."""
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _stop(line: str, status: int) -> int:

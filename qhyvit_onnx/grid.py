@@ -63,12 +63,12 @@ class Grid:
     @property
     def low(self) -> float:
         """Smallest representable value."""
-        return float(np.float32(self.scale) * np.float32(-self.zero_point))
+        return float(np.float32(self.scale)) * -self.zero_point
 
     @property
     def high(self) -> float:
         """Largest representable value."""
-        return float(np.float32(self.scale) * np.float32(self.top - self.zero_point))
+        return float(np.float32(self.scale)) * (self.top - self.zero_point)
 
     def fake(self, x: Array) -> Array:
         """Return ``x`` rounded to the grid, in the dtype of ``x``."""

@@ -24,9 +24,6 @@ class AnyTensor:
     bind: str
 
 
-Any_ = AnyTensor
-
-
 @dataclass(frozen=True, slots=True)
 class Number:
     """A one-element initializer close to ``value``; ``value`` None takes any and binds it."""

@@ -92,15 +92,6 @@ class Progress(Watcher):
             self.say(f"{'':8}{where} {unit.kind:<15} {unit.name}" + (f"  ({why})" if why else ""))
 
 
-def make_progress(loudness: Loudness) -> Progress:
-    """Return bars when stderr is a terminal that can show them, plain lines otherwise."""
-    if loudness is Loudness.QUIET or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        return Progress(loudness)
-    from qhyvit_onnx.bars import Bars  # noqa: PLC0415  rich is needed on terminals only
-
-    return Bars(loudness)
-
-
 def warn(text: str) -> None:
     """Write one warning to stderr, in colour where that is wanted."""
     plain = "NO_COLOR" in os.environ or not sys.stderr.isatty()

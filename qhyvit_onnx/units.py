@@ -58,6 +58,7 @@ LAYERS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM, Kind.G
 
 CONVOLUTIONS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM})
 
+
 @dataclass(frozen=True, eq=False)
 class Unit:
     """One fusion unit.

@@ -2,6 +2,7 @@
 """``qhv-onnx compile``: a float model and data in, an int8 model and its report out."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -14,7 +15,7 @@ from qhyvit_onnx.config import CompileConfig
 
 if TYPE_CHECKING:
     from qhyvit_onnx.compiler import Compiled
-    from qhyvit_onnx.progress import Loudness
+    from qhyvit_onnx.progress import Loudness, Progress
     from qhyvit_onnx.report import Report
 
 
@@ -96,7 +97,6 @@ def command(
     Writes the int8 model and, beside it, its report as JSON (with --json FILE, there instead).
     """
     from qhyvit_onnx.compiler import compile_model
-    from qhyvit_onnx.progress import make_progress
 
     config = CompileConfig(
         precision=precision,
@@ -107,7 +107,7 @@ def command(
         seed=seed,
     )
     files = None if dry_run else _plan(model, output, json_out, calib, overwrite=overwrite)
-    with make_progress(_loudness(quiet=quiet, verbose=verbose)) as progress:
+    with _progress(_loudness(quiet=quiet, verbose=verbose)) as progress:
         compiled = compile_model(model, calib, config, preprocess=preprocess, watcher=progress)
     if files:
         _write(files, compiled)
@@ -119,6 +119,17 @@ def _loudness(*, quiet: bool, verbose: bool) -> "Loudness":
 
     loud = Loudness.VERBOSE if verbose else Loudness.NORMAL
     return Loudness.QUIET if quiet else loud
+
+
+def _progress(loudness: "Loudness") -> "Progress":
+    """Return bars when stderr is a terminal that can show them, plain lines otherwise."""
+    from qhyvit_onnx.progress import Loudness, Progress
+
+    if loudness is Loudness.QUIET or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return Progress(loudness)
+    from qhyvit_onnx.bars import Bars
+
+    return Bars(loudness)
 
 
 def _plan(

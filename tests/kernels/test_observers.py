@@ -40,8 +40,10 @@ def test_every_value_stays_in_its_bin_while_the_range_grows(batches):
     want, _ = np.histogram(nonzero, edges(histogram))
     assert histogram.counts.sum() == nonzero.size
     # numpy puts a value that lies on an edge to the right of it, and so do we; but the edges of
-    # numpy are sums of floats, ours are exact: one value may sit on the other side of one edge
-    assert np.abs(histogram.counts - want).sum() <= 2
+    # numpy are sums of floats, ours are exact: one value (and those equal to it) may sit on the
+    # other side of one edge
+    equal = np.unique(nonzero, return_counts=True)[1].max(initial=1)
+    assert np.abs(histogram.counts - want).sum() <= 2 * equal
     assert histogram.zeros == values.size - nonzero.size
 
 
