@@ -51,7 +51,7 @@ def bridges(build, state):
 def test_one_in_one_out(bridges):
     found, outcome, _ = bridges(HYBRID)
     assert [bridge.direction for bridge in found] == ["in", "out"]
-    assert outcome.note == "1 bridges into global regions, 1 out of them"
+    assert outcome.note == "bridges: 1 into global regions, 1 out of them"
     entry, way_out = found
     assert {"local", "qk"} <= set(entry.nodes)
     assert "back" in way_out.nodes
@@ -93,7 +93,7 @@ def test_separable_attention_counts_by_its_softmax(bridges):
 def test_near_misses(bridges, body):
     found, outcome, _ = bridges(body)
     assert found == ()
-    assert outcome.note == "0 bridges into global regions, 0 out of them"
+    assert outcome.note == "bridges: 0 into global regions, 0 out of them"
 
 
 def test_only_attention_has_no_bridge(bridges):
