@@ -16,7 +16,7 @@ DEMO := tools/demo
 demo: $(CORE)
 	@mkdir -p out
 	$(BIN)/qhv-onnx compile $(DEMO)/model.onnx -o out/demo.qdq.onnx --overwrite \
-		--calib $(DEMO)/calib --preprocess $(DEMO)/preprocess.toml
+		--calib $(DEMO)/calib --calib-samples 48 --preprocess $(DEMO)/preprocess.toml
 	$(BIN)/qhv-onnx eval $(DEMO)/model.onnx out/demo.qdq.onnx \
 		--data $(DEMO)/eval --preprocess $(DEMO)/preprocess.toml
 

@@ -68,18 +68,12 @@ def _tail(centers: Doubles, counts: Doubles, points: Doubles) -> tuple[Doubles, 
 
 
 def weight_scale(
-    weight: Floats,
-    importance: Doubles | None = None,
-    *,
-    limit: int,
-    candidates: int,
-    lowest: float = 0.7,
+    weight: Floats, *, limit: int, candidates: int, lowest: float = 0.7
 ) -> NDArray[np.float32]:
-    """Return the symmetric scale of each row with the least weighted squared rounding error.
+    """Return the symmetric scale of each row with the least squared rounding error.
 
     Shapes:
-        weight (C_out, K); importance (K,), mean square of the input each column multiplies;
-        result (C_out,).
+        weight (C_out, K); result (C_out,).
 
     Units:
         result in weight units a step; a row of zeros gets 0 (the caller picks what suits its bias).
@@ -88,13 +82,11 @@ def weight_scale(
     peak = np.where(peak > NEGLIGIBLE, peak, 0.0)
     best = np.full(peak.shape, np.inf)
     fraction = np.ones_like(best)
-    column = np.ones(weight.shape[1]) if importance is None else importance
     inverse = limit / np.where(peak > 0, peak, 1.0)
     unit = (weight * inverse[:, None]).astype(np.float32)  # rows scaled to [-limit, limit]
-    importance32 = column.astype(np.float32)
     for candidate in np.linspace(1.0, lowest, candidates):
         codes = np.clip(np.rint(unit / np.float32(candidate)), -limit, limit)
-        error = np.square(codes * np.float32(candidate) - unit) @ importance32
+        error = np.square(codes * np.float32(candidate) - unit).sum(axis=1)
         better = error < best
         best = np.where(better, error, best)
         fraction = np.where(better, candidate, fraction)

@@ -9,7 +9,7 @@ from qhyvit_onnx.facts import Placement
 from qhyvit_onnx.graph import Graph, Node, Tensor, is_output, producer
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.targets import Rule, Target
-from qhyvit_onnx.units import CONVOLUTIONS, Unit, moves, readers, source_of
+from qhyvit_onnx.units import CONVOLUTIONS, Unit, is_softmax, moves, readers, source_of
 
 
 class Board:
@@ -70,6 +70,8 @@ class Board:
         row = self.target.rows[unit.kind]
         if row.rule is Rule.NEVER:
             return row.reason
+        if any(not is_softmax(t) and t.name not in stats for t in map(source_of, unit.inputs)):
+            return "no range is known for what it reads: empty, or not finite"
         if row.min_reuse and (reuse := _reuse(unit, stats)) < row.min_reuse:
             return (
                 f"{reuse:.0f} multiply-adds per element: conversion would cost more than int8 saves"

@@ -71,7 +71,7 @@ def _relative_error(
     """Return squared error over squared signal, mean over the outputs that are numbers."""
     ratios = []
     for name, reference in clean.items():
-        if np.issubdtype(reference.dtype, np.floating):
+        if isinstance(reference, np.ndarray) and np.issubdtype(reference.dtype, np.floating):
             signal = np.asarray(reference, np.float64)
             error = np.asarray(dirty[name], np.float64) - signal
             ratios.append(

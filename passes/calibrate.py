@@ -40,13 +40,15 @@ class Calibrate(Pass):
 
     def run(self, state: State) -> Outcome:
         """Put STATS: statistics by tensor name."""
-        axes = _observed(find_units(state.graph))
+        units = find_units(state.graph)
+        axes = _observed(units)
         observers = {name: Observer(axis) for name, axis in axes.items()}
         session = Session(_with_outputs(state.model(), list(axes)))
         samples = 0
         with ThreadPoolExecutor(self.threads) as pool:
             for feeds in state.calibration:
-                _observe(session, observers, feeds, pool, samples)
+                spoiled = _observe(session, observers, feeds, pool)
+                _leave_out(spoiled, observers, units, samples)
                 samples += 1
                 state.tick(samples, len(state.calibration))
         if not samples:
@@ -63,18 +65,35 @@ def _observe(
     observers: Mapping[str, Observer],
     feeds: Mapping[str, NDArray[np.generic]],
     pool: ThreadPoolExecutor,
-    sample: int,
-) -> None:
+) -> set[str]:
+    """Take one sample; return the tensors that hold NaN or infinity."""
     values = {**feeds, **session.run(feeds, [n for n in observers if n not in feeds])}
-    taken = pool.map(
-        lambda name: observers[name].add(np.asarray(values[name], np.float32)), observers
-    )
-    for name, finite in zip(observers, taken, strict=True):
-        if not finite:
+
+    def take(name: str) -> bool:
+        return observers[name].add(np.asarray(values[name], np.float32))
+
+    taken = pool.map(take, observers)
+    return {name for name, finite in zip(observers, taken, strict=True) if not finite}
+
+
+def _leave_out(
+    spoiled: set[str], observers: dict[str, Observer], units: Iterable[Unit], sample: int
+) -> None:
+    """Stop watching tensors that are not finite: what reads them stays float.
+
+    Error:
+        ModelError when a layer with weights reads one. Elsewhere it may be meant, as in a mask.
+    """
+    for unit in units:
+        found = sorted(spoiled & {tensor.name for tensor in unit.inputs})
+        if found and unit.kind in LAYERS:
             raise ModelError(
-                f"tensor {name!r} holds NaN or infinity on calibration sample {sample}",
+                f"tensor {found[0]!r} holds NaN or infinity on calibration sample {sample}",
+                node=unit.name,
                 hint="check the preprocessing and that the float model is sound",
             )
+    for name in spoiled:
+        del observers[name]
 
 
 def _observed(units: Iterable[Unit]) -> dict[str, int]:

@@ -51,9 +51,7 @@ class SearchScales(Pass):
             if unit.clip is not None:
                 activations[unit.output.name] = _inside(activations[unit.output.name], unit.clip[1])
         weights = {
-            unit.name: self._weight(unit, stats, activations)
-            for unit in units
-            if unit.kind in LAYERS
+            unit.name: self._weight(unit, activations) for unit in units if unit.kind in LAYERS
         }
         state.put(GRIDS, Grids(activations, weights))
         cured = sum(grid.cure is not Cure.NONE for grid in activations.values())
@@ -76,16 +74,13 @@ class SearchScales(Pass):
         grid = grid_for(low, high)
         return _cured(grid, seen) if seen.one_sided else grid
 
-    def _weight(
-        self, unit: Unit, stats: Mapping[str, TensorStats], activations: Mapping[str, Grid]
-    ) -> WeightGrid:
+    def _weight(self, unit: Unit, activations: Mapping[str, Grid]) -> WeightGrid:
         weight = value(unit.weight)
         assert weight is not None
         rows = _rows(unit, weight)
-        importance = _importance(unit, stats, rows.shape[1])
         stacked = unit.kind is Kind.MATMUL and weight.ndim > 2  # kernels take one scale for all
         fitted = rows.reshape(1, -1) if stacked else rows
-        scale = weight_scale(fitted, None if stacked else importance, limit=127, candidates=24)
+        scale = weight_scale(fitted, limit=127, candidates=24)
         if self.target.pair_limit and unit.kind is not Kind.DEPTHWISE:
             scale = pair_safe_scale(rows, scale, limit=self.target.pair_limit)
         scale = scale.max(keepdims=True) if stacked else _for_bias(scale, unit, activations)
@@ -111,19 +106,6 @@ def _rows(unit: Unit, weight: NDArray[np.float32]) -> NDArray[np.float32]:
     if weight.ndim > 2:
         return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
     return weight
-
-
-def _importance(
-    unit: Unit, stats: Mapping[str, TensorStats], columns: int
-) -> NDArray[np.float64] | None:
-    """Return the mean square of the input that each weight column multiplies, shape (K,)."""
-    seen = stats.get(unit.inputs[0].name)
-    if seen is None or unit.node.attrs.get("group", 1) > 1:
-        return None  # in a grouped convolution, a column multiplies another channel in every group
-    square = seen.channel_square.astype(np.float64)
-    if square.size < 2 or columns % square.size:
-        return None
-    return np.tile(square, columns // square.size) + 1e-12 * float(square.max())
 
 
 def _for_bias(

@@ -55,10 +55,11 @@ def compile_model(
     calibrated, held_back = _feeds(source, calibration, config, preprocess)
     watcher = watcher or Watcher()
     watcher.opened(calibrated, held_back, target)
+    digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
     state = State(source, config, calibrated, held_back)
     steps = run(default_pipeline(config, target), state, watcher)
     emitted = state.get(EMITTED)
-    _stamp(emitted, source, config, calibrated, target.name)
+    _stamp(emitted, digest, config, calibrated, target.name)
     return Compiled(emitted, make_report(state, steps, target))
 
 
@@ -90,13 +91,12 @@ def _feeds(
 
 def _stamp(
     model: onnx.ModelProto,
-    source: onnx.ModelProto,
+    digest: str,
     config: CompileConfig,
     feeds: Feeds,
     target: str,
 ) -> None:
     """Write provenance into the metadata: no times, no paths, so equal inputs give equal bytes."""
-    digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
     settings: dict[str, Any] = asdict(replace(config, input_shapes=dict(config.input_shapes)))
     origin = feeds.origin
     entries = {

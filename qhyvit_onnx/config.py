@@ -17,8 +17,9 @@ class Search:
     candidates: int = 100
     """Clip points tried on each side of an activation range."""
 
-    lowest: float = 0.3
-    """Smallest candidate, as a fraction of the observed range."""
+    lowest: float = 0.6
+    """Smallest candidate, as a fraction of the observed range: what calibration saw once, a
+    deployed model sees again."""
 
     def __post_init__(self) -> None:
         """Reject what no search could honour."""

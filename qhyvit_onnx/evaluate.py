@@ -7,6 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
+
 from qhyvit_onnx.data import Feed, Feeds
 from qhyvit_onnx.data.labels import by_run
 from qhyvit_onnx.errors import CompileError, ModelError
@@ -95,16 +97,19 @@ def compare(
     """
     if missing := [name for name in reference.outputs if name not in candidate.outputs]:
         raise blame(f"the quantized model has no output {missing[0]!r}")
-    sums = {name: Comparison() for name in reference.outputs}
+    sums: dict[str, Comparison] = {}
     scored: set[str] = set()
     for run, feed in enumerate(islice(feeds, limit)):
         want, got = reference.run(feed), candidate.run(feed, reference.outputs)
+        want = {name: out for name, out in want.items() if isinstance(out, np.ndarray)}
         if run == 0:
             scored = _scored(want, labels)
-        for name, comparison in sums.items():
+        for name in want:  # sequences are outputs too, and cannot be compared
             if want[name].shape != got[name].shape:
                 raise blame(f"output {name} has shape {got[name].shape}, want {want[name].shape}")
-            comparison.add(want[name], got[name], labels[run] if name in scored else None)
+            sums.setdefault(name, Comparison()).add(
+                want[name], got[name], labels[run] if name in scored else None
+            )
         tick(run + 1)
     return {name: comparison.result() for name, comparison in sums.items()}
 

@@ -7,6 +7,7 @@ moved into a child process without touching the passes.
 
 import os
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qhyvit_onnx.errors import ModelError
+
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : ")
+LONGEST = 300
+"""Characters of an onnxruntime message that are passed on."""
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -124,7 +129,8 @@ def _open(
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return _CODE.sub("", lines[0])[:LONGEST]
 
 
 @cache

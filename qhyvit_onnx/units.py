@@ -90,9 +90,12 @@ class Unit:
     def may_write_floats(self) -> bool:
         """Whether an integer kernel can write the output as floats: QGemm, MatMulIntegerToFloat.
 
-        Not before a Relu or Clip: onnxruntime would take the pair for a float FusedGemm.
+        Not before a Relu or Clip: onnxruntime would take the pair for a float FusedGemm, or wait
+        for a Q that the pair does not have.
         """
-        return self.kind in {Kind.GEMM, Kind.MATMUL, Kind.PRODUCT} and self.clip is None
+        clipped = any(node.op in {"Relu", "Clip"} for node in self.output.outputs)
+        linear = self.kind in {Kind.GEMM, Kind.MATMUL, Kind.PRODUCT}
+        return linear and self.clip is None and not clipped
 
     @property
     def interior(self) -> tuple[Tensor, ...]:
@@ -251,7 +254,9 @@ def _concat(_graph: Graph, node: Node) -> Unit | None:
     return Unit(Kind.CONCAT, (node,), tuple(node.inputs), node.outputs[0])
 
 
-def _pool(_graph: Graph, node: Node) -> Unit:
+def _pool(_graph: Graph, node: Node) -> Unit | None:
+    if any(step != 1 for step in node.attrs.get("dilations") or []):
+        return None  # QLinearAveragePool has no dilations
     return Unit(Kind.POOL, (node,), (node.inputs[0],), node.outputs[0])
 
 

@@ -107,9 +107,9 @@ def test_an_empty_histogram_keeps_the_range():
     assert found == (-2.0, 2.0)
 
 
-def weighted(weight, scale, importance):
+def squared_error(weight, scale):
     codes = np.clip(np.rint(weight / scale[:, None]), -127, 127)
-    return (np.square(codes * scale[:, None] - weight) * importance).sum(axis=1)
+    return np.square(codes * scale[:, None] - weight).sum(axis=1)
 
 
 @given(SEEDS, st.integers(1, 40), st.booleans())
@@ -117,13 +117,12 @@ def test_no_row_is_worse_than_at_its_peak(seed, columns, heavy):
     rng = np.random.default_rng(seed)
     weight = (rng.standard_cauchy if heavy else rng.standard_normal)((5, columns))
     weight = weight.astype(np.float32)
-    importance = rng.lognormal(0, 2, columns)
-    scale = weight_scale(weight, importance, limit=127, candidates=24)
+    scale = weight_scale(weight, limit=127, candidates=24)
     peak = (np.abs(weight).max(axis=1) / 127).astype(np.float32)
-    found, plain = (weighted(weight.astype(np.float64), s.astype(np.float64), importance)
+    found, plain = (squared_error(weight.astype(np.float64), s.astype(np.float64))
                     for s in (scale, peak))  # fmt: skip
     # codes of float32 quotients: ties may fall the other way, by 1e-6 of the squared peak
-    slack = 1e-6 * (peak.astype(np.float64) * 127) ** 2 * importance.sum()
+    slack = 1e-6 * (peak.astype(np.float64) * 127) ** 2 * columns
     assert scale.dtype == np.float32
     assert (found <= plain * (1 + 1e-3) + slack).all()
     assert (scale <= peak * (1 + 1e-6)).all()
@@ -132,44 +131,24 @@ def test_no_row_is_worse_than_at_its_peak(seed, columns, heavy):
 def test_scale_is_the_best_of_its_candidates():
     rng = np.random.default_rng(2)
     weight = rng.standard_t(2, (4, 300)).astype(np.float32)
-    importance = rng.lognormal(0, 1, 300)
-    found = weight_scale(weight, importance, limit=7, candidates=13, lowest=0.4)
+    found = weight_scale(weight, limit=7, candidates=13, lowest=0.4)
     peak = np.abs(weight).max(axis=1).astype(np.float64) / 7
 
     def error(fraction):
         step = fraction * peak[:, None]
         codes = np.clip(np.rint(weight / step), -7, 7)
-        return (np.square(codes * step - weight) * importance).sum(axis=1)
+        return np.square(codes * step - weight).sum(axis=1)
 
     fractions = np.linspace(1.0, 0.4, 13)
     best = fractions[np.argmin([error(f) for f in fractions], axis=0)]
     np.testing.assert_allclose(found, best * peak, rtol=1e-6)
 
 
-def test_importance_decides_what_is_clipped():
-    weight = np.concatenate([[1.0], np.full(200, 0.0149)]).astype(np.float32)[None]
-    small, large = np.ones(201), np.ones(201)
-    large[0], small[0] = 1e6, 1e-6
-    kept = weight_scale(weight, large, limit=7, candidates=50, lowest=0.05)
-    clipped = weight_scale(weight, small, limit=7, candidates=50, lowest=0.05)
-    # the only large weight matters: it is a code; it does not: the rest is resolved
-    assert np.abs(np.rint(1.0 / kept[0]) * kept[0] - 1.0) < 1e-3
-    assert clipped[0] < 0.5 * kept[0]
-
-
 def test_rows_of_zeros_get_no_scale():
     weight = np.array([[0, 0, 0], [1, -2, 3], [1e-25, 0, 0]], np.float32)
-    scale = weight_scale(weight, np.ones(3), limit=127, candidates=24)
+    scale = weight_scale(weight, limit=127, candidates=24)
     assert scale[0] == scale[2] == 0.0
     assert scale[1] > 0
-
-
-@pytest.mark.parametrize("importance", [np.zeros(3), np.full(3, 1e-30), np.array([1e30, 1, 0])])
-def test_any_importance_gives_a_scale(importance):
-    weight = np.array([[1, -2, 3], [0.1, 0.2, 0.3]], np.float32)
-    scale = weight_scale(weight, importance, limit=127, candidates=24)
-    assert (scale > 0).all()
-    assert np.isfinite(scale).all()
 
 
 WEIGHTS = arrays.arrays(
@@ -181,7 +160,7 @@ WEIGHTS = arrays.arrays(
 
 @given(WEIGHTS, st.sampled_from([128, 64]))
 def test_no_pair_of_neighbours_exceeds_the_limit(weight, limit):
-    scale = weight_scale(weight, None, limit=127, candidates=24)
+    scale = weight_scale(weight, limit=127, candidates=24)
     safe = pair_safe_scale(weight, scale, limit=limit)
     assert (safe >= scale).all()
     used = np.where(safe > 1e-20, safe, np.float32(1.0))
