@@ -1,62 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
 """Export hybrid vision models to ONNX the ways their users do, with pictures to calibrate on.
 
     python tools/export_zoo.py OUT_DIR [--models NAME ...] [--image-dir DIR] [--force]
 
-Each timm model is written four ways, {model}.{ts17|dy18}.{static|dynamic}.onnx: by the TorchScript
-exporter at opset 17 and by the dynamo exporter at opset 18, with a batch of 1 or a free one. Every
-input is called x, every output logits. For each input size there are {size}_calib.npz and
-{size}_eval.npz (key x, 64 crops of photographs each). What is there already is kept.
+The models are timm's, and Mobile-Former by tools/mobile_former.py. Each is written four ways,
+{model}.{ts17|dy18}.{static|dynamic}.onnx: by the TorchScript exporter at opset 17 and by the dynamo
+exporter at opset 18, with a batch of 1 or a free one. Every input is called x, every output logits.
+For each input size there are {size}_calib.npz and {size}_eval.npz (key x, 64 crops of photographs
+each). What is there already is kept; a file that differs from torch is not.
 
 The weights are random, so these models serve structure, memory and speed; what quantization does to
 their outputs says nothing about a trained model. Needs torch, timm, torchvision, onnxscript,
-onnxruntime, pillow, and scikit-image for its photographs.
+onnxruntime, pillow, and scikit-image for its photographs; Mobile-Former alone needs no timm.
 """
 
 import argparse
-import importlib
 import logging
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
-from PIL import Image
 from torch import nn
+from zoo_models import MODELS, build, input_size
+from zoo_pictures import Batch, crops, photographs
 
-Batch = npt.NDArray[np.float32]
-
-MODELS = ("mobilevit_xxs", "mobilevitv2_050", "efficientformer_l1", "efficientformerv2_s0")
-SEED = 0
-CROPS = 64
 CALIB_SEED, EVAL_SEED = 1, 2
-SETTLE_BATCH = 16
 TOLERANCE = 1e-3  # of the largest logit
-
-# scikit-image's wheel carries these: CC0 or public domain by its own notes.
-PHOTOGRAPHS = (
-    "astronaut.png",
-    "brick.png",
-    "chelsea.png",
-    "coffee.png",
-    "grass.png",
-    "gravel.png",
-    "hubble_deep_field.jpg",
-    "retina.jpg",
-    "rocket.jpg",
-)
-PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
-SCHEMAS: list[torch.library.Library] = []  # a schema goes when its library does
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,103 +52,6 @@ WAYS = (
     Way(name="dy18.static", dynamo=True, opset=18, free_batch=False),
     Way(name="dy18.dynamic", dynamo=True, opset=18, free_batch=True),
 )
-
-
-def load_timm() -> ModuleType:
-    """Import timm, also where torchvision's compiled operators do not fit torch.
-
-    torchvision cannot be imported without the schemas of two operators; timm never calls either.
-    """
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        SCHEMAS.append(library)
-    return importlib.import_module("timm")
-
-
-def photographs(folder: Path | None) -> list[Image.Image]:
-    """Return the pictures under ``folder``, or the photographs that scikit-image ships."""
-    if folder is not None:
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES)
-        if not paths:
-            raise SystemExit(f"no pictures under {folder}")
-    else:
-        spec = find_spec("skimage")
-        if spec is None or not spec.submodule_search_locations:
-            raise SystemExit("no photographs: pip install scikit-image, or give --image-dir")
-        paths = [Path(spec.submodule_search_locations[0], "data", p) for p in PHOTOGRAPHS]
-    return [Image.open(path).convert("RGB") for path in paths]
-
-
-def crops(photos: Sequence[Image.Image], size: int, seed: int) -> Batch:
-    """Return square pieces of ``photos``, some mirrored.
-
-    Shapes: (CROPS, 3, size, size), RGB.
-    Units: (x / 255 - MEAN) / STD.
-    """
-    rng = np.random.default_rng(seed)
-    out = np.empty((CROPS, 3, size, size), np.float32)
-    for i in range(CROPS):
-        photo = photos[i % len(photos)]
-        side = int(min(photo.size) * rng.uniform(0.35, 1.0))
-        x = int(rng.integers(photo.width - side + 1))
-        y = int(rng.integers(photo.height - side + 1))
-        piece = np.asarray(photo.resize((size, size), box=(x, y, x + side, y + side)), np.float32)
-        piece = piece[:, :: rng.choice([-1, 1])]  # (H, W, 3)
-        out[i] = ((piece / 255 - np.array(MEAN)) / np.array(STD)).transpose(2, 0, 1)
-    return out
-
-
-def randomise(model: nn.Module) -> None:
-    """Give ``model`` weights of a trained model's size.
-
-    As initialised, the last norm of many branches has gain 0, so whole convolutions vanish when
-    norms are folded and the logits are of the order of 1e-16.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, 0, 0.5 / module.in_features**0.5)
-        elif isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d | nn.GroupNorm | nn.LayerNorm):
-            nn.init.uniform_(module.weight, 0.8, 1.2)
-            nn.init.normal_(module.bias, 0, 0.1)
-    for name, parameter in model.named_parameters():
-        if name.endswith("gamma") or "layer_scale" in name:
-            nn.init.uniform_(parameter, 0.1, 0.5)
-        elif not parameter.any():  # biases, of attention maps too
-            nn.init.normal_(parameter, 0, 0.1)
-
-
-def settle(model: nn.Module, pictures: Batch) -> None:
-    """Make the running statistics of every batch norm those of ``pictures``."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
-        norm.train()
-    with torch.no_grad():
-        for batch in torch.from_numpy(pictures).split(SETTLE_BATCH):
-            model(batch)
-    model.eval()
-
-
-def build(timm: ModuleType, name: str, pictures: Batch) -> nn.Module:
-    """Return the timm model ``name`` with seeded weights, ready to export."""
-    timm.layers.set_fused_attn(False)  # plain MatMul and Softmax, as in most files in use
-    torch.manual_seed(SEED)
-    model: nn.Module = timm.create_model(name, pretrained=False).eval()
-    randomise(model)
-    settle(model, pictures)
-    return model
-
-
-def input_size(timm: ModuleType, name: str) -> int:
-    """Return the side in pixels of the pictures that the timm model ``name`` was made for."""
-    if not timm.is_model(name):
-        raise SystemExit(f"timm {timm.__version__} has no model {name}")
-    return int(timm.get_pretrained_cfg(name).input_size[-1])
 
 
 def export(model: nn.Module, way: Way, size: int, path: Path) -> None:
@@ -241,19 +121,28 @@ def wanted(path: Path, *, force: bool) -> bool:
     return True
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the pictures and the models; return 1 if one differs from torch."""
-    parser = argparse.ArgumentParser(description="export timm hybrids to ONNX, four ways each")
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, metavar="OUT_DIR")
-    parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME")
+    parser.add_argument(
+        "--models", nargs="+", default=MODELS, metavar="NAME", help=f"default: {', '.join(MODELS)}"
+    )
     parser.add_argument("--image-dir", type=Path, help="pictures (default: scikit-image's)")
     parser.add_argument("--force", action="store_true", help="redo what is there already")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the pictures and the models; return 1 if one differs from torch."""
+    args = parser().parse_args(argv)
     warnings.filterwarnings("ignore")  # the exporters' own, some hundred a model
     logging.disable(logging.WARNING)
     args.out.mkdir(parents=True, exist_ok=True)
-    timm, photos, wrong = load_timm(), photographs(args.image_dir), 0
-    sizes = {name: input_size(timm, name) for name in args.models}
+    photos, wrong = photographs(args.image_dir), 0
+    sizes = {name: input_size(name) for name in args.models}
     for size in sorted(set(sizes.values())):
         for part, seed in (("calib", CALIB_SEED), ("eval", EVAL_SEED)):
             if wanted(path := args.out / f"{size}_{part}.npz", force=args.force):
@@ -263,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = [way for way, path in paths.items() if wanted(path, force=args.force)]
         if not missing:
             continue
-        model = build(timm, name, crops(photos, size, CALIB_SEED))
+        model = build(name, crops(photos, size, CALIB_SEED))
         pictures = crops(photos, size, EVAL_SEED)
         wrong += sum(not export_checked(model, way, pictures, paths[way]) for way in missing)
     return 1 if wrong else 0
