@@ -3,25 +3,75 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 import onnx
 
 from qhyvit_onnx.grid import Grid, WeightGrid
 from qhyvit_onnx.kernels.observers import TensorStats
+from qhyvit_onnx.layout.chains import Layout
 from qhyvit_onnx.metrics import Closeness
 from qhyvit_onnx.state import Fact
 from qhyvit_onnx.units import Unit
 
 
+class Side(StrEnum):
+    """Which world a node works in: what mixes the positions of a feature map there."""
+
+    LOCAL = "local"
+    """Neighbours are mixed: windows that overlap, of convolution or pooling, and resize."""
+    GLOBAL = "global"
+    """Every position meets every other: products of two activations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A stretch of the network that works in one world at one spatial size.
+
+    Regions come in the order in which data reaches them; every node is in exactly one.
+    """
+
+    side: Side
+    size: str
+    """Spatial size of the map it works on, as ``32x32``; what is free as ``height/8``, up to
+    rounding, ``?`` for a dim without a name."""
+    nodes: tuple[str, ...]
+    """Names, in topological order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """A crossing between a convolutional (local) and a transformer (global) region."""
+    """Every crossing between a local and a global region in one direction at one spatial size.
+
+    An attention between tokens and features that run side by side is a bridge of its own.
+    """
 
     direction: str
     """``in``: from local to global; ``out``: back."""
+    size: str
+    """Of the map that attention writes or looks at, that the first layer after a way out reads."""
     nodes: tuple[str, ...]
-    """Last linear layer before, everything between, first linear layers after."""
+    """Last linear layers before, everything between, first linear layers after; in topological
+    order. A product of activations stands in where no layer is."""
+    inputs: tuple[str, ...]
+    """Tensors that enter it: read by its first linear layers."""
+    outputs: tuple[str, ...]
+    """Tensors that leave it: written by its last linear layers."""
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """What range folding did to one class: tensors whose channels are rewritten together."""
+
+    tensors: tuple[str, ...]
+    cure: str
+    """``off``, ``scale``, ``shift`` or ``both``."""
+    before: float
+    after: float
+    """Predicted error, summed over what reads the class, each relative to its signal."""
+    shifted: tuple[str, ...]
+    """Tensors whose range excluded zero before, and includes it now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +113,15 @@ class Verification:
     """Median process CPU time of one run, one thread, measured in turn; milliseconds."""
 
 
+LAYOUT: Fact[Layout] = Fact("layout")
+REGIONS: Fact[tuple[Region, ...]] = Fact("regions")
 BRIDGES: Fact[tuple[Bridge, ...]] = Fact("bridges")
 STATS: Fact[Mapping[str, TensorStats]] = Fact("stats")
+FOLDS: Fact[tuple[Fold, ...]] = Fact("folds")
+RANGES: Fact[Mapping[str, TensorStats]] = Fact("ranges")
+"""Statistics after range folding: what grids are made from."""
+FLOAT: Fact[onnx.ModelProto] = Fact("float")
+"""The float model that is quantized: every fold done, nothing rounded."""
 GRIDS: Fact[Grids] = Fact("grids")
 SENSITIVITY: Fact[Mapping[str, float]] = Fact("sensitivity")
 """Unit name to squared output error over squared output when that unit alone is quantized."""
