@@ -8,9 +8,12 @@ moved into a child process without touching the passes.
 import os
 import platform
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -96,6 +99,32 @@ def optimized(model: onnx.ModelProto, options: Options = Options()) -> onnx.Mode
         chosen.optimized_model_filepath = str(path)
         _open(model, chosen, disabled=["NchwcTransformer"])
         return onnx.load(path, load_external_data=False)
+
+
+def symbolic_shapes(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
+    """Return the tensor types that onnxruntime's own symbolic inference finds; none if it fails.
+
+    Dims are numbers or names; names with operators in them are expressions, best taken as names.
+    The tool imports torch where it can, and when it gives up half way it leaves a file in the
+    current folder: so it gets a process and a folder of its own, and that file, if any, is read.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        onnx.save(model, path / "model.onnx")
+        command = [sys.executable, "-m", "onnxruntime.tools.symbolic_shape_infer"]
+        command += ["--input", "model.onnx", "--output", "found.onnx"]
+        with suppress(OSError, subprocess.SubprocessError):
+            subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=False)
+        written = [path / name for name in ("found.onnx", "sym_shape_infer_temp.onnx")]
+        found = next((file for file in written if file.exists()), None)
+        if found is None:
+            return {}
+        infos = onnx.load(found, load_external_data=False).graph.value_info
+    return {
+        info.name: info.type
+        for info in infos
+        if info.type.tensor_type.HasField("shape") and info.type.tensor_type.elem_type
+    }
 
 
 def _session_options(options: Options) -> ort.SessionOptions:

@@ -37,6 +37,16 @@ class Symbols:
         """Return an integer of which nothing is known, not even its sign."""
         return sympy.Dummy("v", integer=True)
 
+    def standing_for(self, value: Dim) -> Dim:
+        """Return ``value``, the size of something that exists, in a form that counts as positive.
+
+        Where sympy cannot tell that it is, one symbol stands for it wherever it occurs.
+        """
+        value = settled(value)
+        if is_number(value) or value.is_positive:
+            return value
+        return sympy.Symbol(f"({value})", positive=True, integer=True)
+
     def text(self, dim: Dim) -> str:
         """Return a name that stands for ``dim`` and for nothing else."""
         text = self._texts.setdefault(dim, f"e{len(self._texts)}")
@@ -78,3 +88,29 @@ def quotient(a: Dim, b: Dim) -> Dim | None:
         return a // b if b and a % b == 0 else None
     ratio = plain(sympy.cancel(sympy.sympify(a) / b))
     return ratio if is_number(ratio) or (ratio.is_integer and ratio.is_positive) else None
+
+
+def settled(value: Dim) -> Dim:
+    """Return ``value`` in the one form in which equal sums and products look equal."""
+    return value if is_number(value) else plain(sympy.expand(value))
+
+
+def is_negative(value: Dim) -> bool:
+    """Tell whether ``value`` is surely below zero."""
+    return not_negative(-1 - value)
+
+
+def not_negative(value: Dim) -> bool:
+    """Tell whether ``value`` is surely zero or more.
+
+    sympy only knows that a dim is positive; with every dim written as one more than a number that
+    may be zero, ``d - 1`` and ``64*d - 64`` are decided too.
+    """
+    value = settled(value)
+    if is_number(value):
+        return bool(value >= 0)
+    if value.is_nonnegative is not None:
+        return bool(value.is_nonnegative)
+    dims = [symbol for symbol in value.free_symbols if symbol.is_positive]
+    above = {dim: 1 + sympy.Dummy(nonnegative=True, integer=True) for dim in dims}
+    return bool(sympy.expand(value.subs(above)).is_nonnegative)

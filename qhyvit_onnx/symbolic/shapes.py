@@ -5,7 +5,7 @@ Each node is asked of onnx's own shape inference, with free dims under names tha
 expressions; what onnx gives up on (a Reshape whose target has symbols) is worked out here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -17,6 +17,7 @@ from onnx import TensorProto
 from qhyvit_onnx.graph import Graph, Node, Tensor, is_absent, is_constant, node_proto, value
 from qhyvit_onnx.symbolic.call import LARGEST, Call, Value
 from qhyvit_onnx.symbolic.dims import Dim, Shape, Symbols, count, is_number, plain, quotient
+from qhyvit_onnx.symbolic.extents import extent
 from qhyvit_onnx.symbolic.values import evaluate
 
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32)
@@ -45,9 +46,13 @@ class Knowledge:
         return first is not None and second is not None and first == second
 
 
-def infer(graph: Graph) -> Knowledge:
-    """Return what can be said of every tensor; ``graph`` is sorted and not changed."""
-    walk = _Walk(graph)
+def infer(graph: Graph, given: Mapping[str, onnx.TypeProto] | None = None) -> Knowledge:
+    """Return what can be said of every tensor; ``graph`` is sorted and not changed.
+
+    ``given`` holds tensor types known from elsewhere, by tensor name; they only stand in where the
+    graph itself does not say a shape. Dims without a number or a name are unknown.
+    """
+    walk = _Walk(graph, given or {})
     for tensor in graph.inputs:
         walk.learn_input(tensor)
     for node in graph.nodes:
@@ -58,8 +63,8 @@ def infer(graph: Graph) -> Knowledge:
 class _Walk:
     """One walk in topological order."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.known = Knowledge()
+    def __init__(self, graph: Graph, given: Mapping[str, onnx.TypeProto]) -> None:
+        self.known, self._given = Knowledge(), given
         self.symbols = Symbols()
         self._seen_constants: set[int] = set()
         domains = graph.import_domains or []
@@ -71,10 +76,11 @@ class _Walk:
             return
         self.known.elems[tensor.name] = _elem(tensor.dtype)
         if tensor.shape is not None:
-            dims = (d if isinstance(d, int) and d >= 0 else self._named(d) for d in tensor.shape)
-            self.known.shapes[tensor.name] = tuple(dims)
+            self.known.shapes[tensor.name] = tuple(map(self._named, tensor.shape))
 
-    def _named(self, dim: Dim) -> Dim:
+    def _named(self, dim: int | str | None) -> Dim:
+        if isinstance(dim, int) and dim >= 0:
+            return dim
         return self.symbols.named(dim) if isinstance(dim, str) else self.symbols.fresh()
 
     def _learn_constant(self, tensor: Tensor) -> None:
@@ -93,6 +99,7 @@ class _Walk:
             if is_constant(tensor):
                 self._learn_constant(tensor)
         self._learn_types(node)
+        self._learn_given(node)
         self._learn_shape(node)
         self._learn_value(node)
 
@@ -149,8 +156,40 @@ class _Walk:
         if node.op == "ConstantOfShape":
             rule = self._filled
         shape = rule(node) if rule else None
+        if shape is None and rule is None:
+            shape = self._extent(node)
         if shape is not None:
             self.known.shapes[node.outputs[0].name] = shape
+
+    def _extent(self, node: Node) -> Shape | None:
+        """Return a shape worked out from free dims; what stays open is what onnx said."""
+        said, found = self.known.shapes.get(node.outputs[0].name), extent(self._call(node))
+        if said is None or found is None or len(said) != len(found):
+            return None
+        pairs = zip(said, found, strict=True)
+        return tuple(a if b is None or is_number(a) else self._size(b) for a, b in pairs)
+
+    def _size(self, value: Dim) -> Dim:
+        """Return a computed dim; one that is no positive number can only be an unknown one."""
+        if is_number(value):
+            return value if value > 0 else self.symbols.fresh()
+        return self.symbols.standing_for(value)
+
+    def _call(self, node: Node) -> Call:
+        args = [self.known.values.get(tensor.name) for tensor in node.inputs]
+        shapes = [self.known.shapes.get(tensor.name) for tensor in node.inputs]
+        return Call(node, args, shapes, self.known.elems.get(node.outputs[0].name, 0))
+
+    def _learn_given(self, node: Node) -> None:
+        """Take the given types of outputs without a shape so far."""
+        for tensor in node.outputs:
+            if tensor.name in self._given and tensor.name not in self.known.shapes:
+                kind = self._given[tensor.name].tensor_type
+                dims = (
+                    d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim
+                )
+                self.known.elems[tensor.name] = kind.elem_type
+                self.known.shapes[tensor.name] = tuple(map(self._named, dims))
 
     def _elements(self, tensor: Tensor) -> list[Dim] | None:
         """Return the elements of a 1-D integer tensor; unknown ones have symbols of their own."""
@@ -213,9 +252,7 @@ class _Walk:
         first = node.outputs[0].name
         if first not in self.known.elems:
             return
-        args = [self.known.values.get(tensor.name) for tensor in node.inputs]
-        shapes = [self.known.shapes.get(tensor.name) for tensor in node.inputs]
-        found = evaluate(Call(node, args, shapes, self.known.elems[first]))
+        found = evaluate(self._call(node))
         if found is None:
             found = self._unknown(first)
         if found is not None:
