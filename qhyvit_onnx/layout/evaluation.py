@@ -70,15 +70,17 @@ def split(number: Number, digits: Axis) -> dict[Digit, Number]:
 
 def roots(form: Form, value: Affine) -> set[Digit]:
     """Return the free digits that a sum depends on."""
+    made = {part for item in form.bound_digits for part in item.parts}
+    return {digit for each in needed_for(form, value) for digit in each.value.strides} - made
+
+
+def needed_for(form: Form, value: Affine) -> list[Blend | Lookup]:
+    """Return what has to be worked out for a sum: a blend into it alone, and all blends below."""
     makers = {part: item for item in form.bound_digits for part in item.parts}
-    found: set[Digit] = set()
-    frontier = list(value.strides)
-    while frontier:
-        digit = frontier.pop()
-        if digit in makers:
-            frontier.extend(makers[digit].value.strides)
-        else:
-            found.add(digit)
+    found: list[Blend | Lookup] = [Blend(value, ())]
+    for item in found:  # grows while it is walked
+        below = (makers[digit] for digit in item.value.strides if digit in makers)
+        found.extend(maker for maker in below if all(maker is not known for known in found))
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhyvit_onnx.layout.digits import Affine, Digit, product
-from qhyvit_onnx.layout.evaluation import Forward, roots, split
+from qhyvit_onnx.layout.evaluation import Forward, needed_for, roots, split
 from qhyvit_onnx.layout.form import Form
 from qhyvit_onnx.symbolic.dims import Shape, is_number
 
@@ -24,7 +24,7 @@ def pulled(form: Form, source: Shape, values: NDArray[Any], fill: Any) -> NDArra
     limits = [] if _all_equal(values, fill) else list(form.bounds)
     needed = {d for value in (*asked, *(b.value for b in limits)) for d in roots(form, value)}
     grid = _positions(form, needed)
-    if grid is None or not all(map(_is_plain, [*asked, *(b.value for b in limits)])):
+    if grid is None or not all(_is_plain(form, v) for v in (*asked, *(b.value for b in limits))):
         return None
     shape = [1] * len(form.axes)
     for axis, digits in enumerate(form.axes):
@@ -70,5 +70,9 @@ def _positions(form: Form, needed: set[Digit]) -> dict[Digit, NDArray[Any]] | No
     return found
 
 
-def _is_plain(value: Affine) -> bool:
-    return is_number(value.offset) and all(map(is_number, value.strides.values()))
+def _is_plain(form: Form, value: Affine) -> bool:
+    """Tell whether no free dim takes part in working out a sum."""
+    items = needed_for(form, value)
+    numbers = [part.size for item in items for part in item.parts]
+    numbers += [n for item in items for n in (item.value.offset, *item.value.strides.values())]
+    return all(map(is_number, numbers))

@@ -111,6 +111,13 @@ def test_pull_knows_what_does_not_vary():
     np.testing.assert_array_equal(found.pull(np.float32([[[5]]]), 0.0), [[[5]]])
 
 
+def test_pull_through_a_reshape_by_a_free_dim():
+    """Element e of the first row of (n, 4) lies in row e // n of (4, n)."""
+    found = IndexMap.of((4, N), [Regroup((N, 4)), Take(0, 0, 1, 1)], (1, 4))
+    assert found.pull(np.arange(4).reshape(4, 1), -1) is None
+    assert found.pull(np.int64([[3]]), -1) == 3
+
+
 def test_pull_fills_what_is_outside():
     found = IndexMap.of((2, N), [Widen(1, 1, N + 3), Widen(0, 1, 3)], (3, N + 3))
     assert found.pull(np.float32([[1], [2]]), 0.0) is None  # where the padding ends depends on n

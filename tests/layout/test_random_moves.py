@@ -23,7 +23,7 @@ from qhyvit_onnx.symbolic.dims import is_number
 from tests.layout.random_moves import BATCH, PLAIN, chains
 
 QUICK = settings(
-    max_examples=75,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
