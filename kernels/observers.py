@@ -80,7 +80,8 @@ class TensorStats:
     """What one calibration run saw of one tensor.
 
     Shapes:
-        channel_low, channel_high, channel_square (C,) along ``axis``; centers, counts (bins,).
+        channel_low, channel_high, channel_mean, channel_square (C,) along ``axis``; centers,
+        counts (bins,).
 
     Units:
         low, high, mean, std in units of x; counts in sampled positions.
@@ -95,6 +96,7 @@ class TensorStats:
     axis: int
     channel_low: Floats
     channel_high: Floats
+    channel_mean: Floats
     channel_square: Floats
     """Mean of x squared per channel: how much an error of the weight that reads it matters."""
     centers: Counts
@@ -154,6 +156,7 @@ class Observer:
             axis=self._axis,
             channel_low=seen.low,
             channel_high=seen.high,
+            channel_mean=mean,
             channel_square=square,
             centers=self._histogram.centers,
             counts=self._histogram.counts,

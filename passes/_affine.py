@@ -1,29 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which nodes are a constant scale and offset per channel, and which layer computes their input."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qhyvit_onnx.graph import (
-    LINEAR,
-    Graph,
-    Node,
-    Tensor,
-    is_constant,
-    operand,
-    producer,
-    uses,
-    value,
-)
+from qhyvit_onnx.graph import LINEAR, Graph, Node, Tensor, is_constant, producer, uses, value
 from qhyvit_onnx.kernels.norms import Affine, norm_affine
-from qhyvit_onnx.passes._channel import axis_above
+from qhyvit_onnx.layout.index_map import IndexMap
+from qhyvit_onnx.layout.roles import Role, RoleKind
+from qhyvit_onnx.passes._layers import Host, carries_bias, host_at, matmul_and_bias, output_axis
+from qhyvit_onnx.passes._readers import Moves
 from qhyvit_onnx.pattern import Miss
-
-CROSSED = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
-"""Ops between layer and norm: each element of their output is one element of their input."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,15 +24,6 @@ class Scaling:
     affine: Affine
     axis: int | None
     """Channel axis of the input; None when one number serves all elements."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Host:
-    """The layer that can take a scaling over."""
-
-    node: Node
-    bias_node: Node | None
-    """The Add behind a MatMul that carries its bias."""
 
 
 def scaling(node: Node) -> Scaling | Miss | None:
@@ -106,22 +86,27 @@ def _flat(held: Tensor) -> NDArray[np.float64]:
     return np.asarray(held.values, dtype=np.float64).reshape(-1)
 
 
-def host_of(graph: Graph, found: Scaling) -> Host | Miss:
+def host_of(graph: Graph, found: Scaling, moves: Moves) -> Host | Miss:
     """Return the layer before a scaling, or why none can take it over."""
-    tensor, axis = found.input, found.axis
+    tensor, way = found.input, None
     while (node := producer(tensor)) is not None:
-        ends = node.op in LINEAR or _carries_bias(graph, node)
-        if not ends and node.op not in CROSSED:
+        ends = node.op in LINEAR or carries_bias(graph, node)
+        step = None if ends else _only_move(node, tensor, moves)
+        if step is None and not ends:
             break
         if uses(graph, tensor) != 1:
             return Miss(f"other readers of the output of {node.op}", found.node.name)
-        if ends:
-            return _checked(node, axis, found)
-        above = None if axis is None else axis_above(node, axis)
-        if axis is not None and above is None:
-            return Miss(f"channels that do not stay whole across {node.op}", found.node.name)
-        tensor, axis = node.inputs[0], above
+        if step is None:
+            return _checked(graph, node, way, found)
+        tensor, way = node.inputs[0], step if way is None else step.then(way)
     return Miss(_no_layer(found.node), found.node.name)
+
+
+def _only_move(node: Node, tensor: Tensor, moves: Moves) -> IndexMap | None:
+    """Return how ``node`` rearranges its first input into ``tensor``, if nothing else is there."""
+    held = moves.get(node.name, ())
+    alone = len(held) == 1 and held[0].output == tensor.name
+    return held[0].map if alone and held[0].map.is_permutation else None
 
 
 def _no_layer(node: Node) -> str:
@@ -129,48 +114,22 @@ def _no_layer(node: Node) -> str:
     return "a layer after it, none before it" if readers & LINEAR else "no layer before it"
 
 
-def _carries_bias(graph: Graph, node: Node) -> bool:
-    """Tell whether ``node`` adds the bias of a MatMul: one number for each of its columns."""
-    if node.op != "Add":
-        return False
-    maker, held = _matmul_and_bias(node)
-    if maker is None or held is None or uses(graph, maker.outputs[0]) != 1:
-        return False
-    weight, out = operand(maker, 1), maker.outputs[0].shape
-    if weight is None or not is_constant(weight) or not held.shape:
-        return False
-    widens = len(held.shape) > (1 if out is None else len(out))
-    return not widens and held.shape[-1] == _volume(held.shape) == weight.shape[-1]
-
-
-def _matmul_and_bias(node: Node) -> tuple[Node | None, Tensor | None]:
-    held = next((tensor for tensor in node.inputs if is_constant(tensor)), None)
-    makers = [producer(tensor) for tensor in node.inputs if not is_constant(tensor)]
-    maker = makers[0] if len(makers) == 1 else None
-    return (maker if maker is not None and maker.op == "MatMul" else None), held
-
-
-def _checked(node: Node, axis: int | None, found: Scaling) -> Host | Miss:
-    """Return ``node`` as the host, when its weight is constant and its outputs are ``axis``."""
-    maker = _matmul_and_bias(node)[0] if node.op == "Add" else node
+def _checked(graph: Graph, node: Node, way: IndexMap | None, found: Scaling) -> Host | Miss:
+    """Return the layer at ``node``, when its outputs lie whole on the axis that is scaled."""
+    maker = matmul_and_bias(node)[0] if node.op == "Add" else node
     assert maker is not None
-    weight = operand(maker, 1)
-    if weight is None or not is_constant(weight):
-        return Miss(f"{maker.op} of two activations", found.node.name)
-    if len(weight.shape) < 2:  # a matrix times a vector has no output channels
-        return Miss(f"{maker.op} by a vector", found.node.name)
-    if axis is not None and axis != _output_axis(maker):
+    host = host_at(graph, maker)
+    if isinstance(host, Miss):
+        return Miss(host.reason, found.node.name)
+    host = Host(maker, node if node.op == "Add" else None)
+    axis = output_axis(maker)
+    if found.axis is None:
+        return host
+    if axis is None:
+        return Miss(f"an output of {maker.op} of unknown rank", found.node.name)
+    role = Role(RoleKind.WHOLE, (axis,)) if way is None else way.role(axis)
+    if role.axes != (found.axis,):
         return Miss(f"another axis than the outputs of {maker.op}", found.node.name)
-    return Host(maker, node if node.op == "Add" else None)
-
-
-def _output_axis(node: Node) -> int | None:
-    """Return the axis of the output along which the weight's outputs lie."""
-    if node.op != "MatMul":
-        return 1
-    shape = node.outputs[0].shape
-    return None if shape is None else len(shape) - 1
-
-
-def _volume(shape: Sequence[int]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
+    if role.kind is not RoleKind.WHOLE:
+        return Miss(f"channels that are {role.kind} behind {maker.op}", found.node.name)
+    return host

@@ -7,7 +7,7 @@ from itertools import islice
 
 from qhyvit_onnx.config import Guard
 from qhyvit_onnx.errors import ConfigError
-from qhyvit_onnx.facts import GRIDS, PLACEMENT, SENSITIVITY, STATS, UNITS
+from qhyvit_onnx.facts import GRIDS, PLACEMENT, RANGES, SENSITIVITY, UNITS
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._board import Board, unmatched
 from qhyvit_onnx.passes._sensitivity import Probe, measure
@@ -26,7 +26,7 @@ class Place(Pass):
 
     name = "place"
     summary = "which fusion unit runs int8 and which stays float on this target"
-    needs = (STATS, GRIDS)
+    needs = (RANGES, GRIDS)
     gives = (UNITS, PLACEMENT, SENSITIVITY)
 
     def run(self, state: State) -> Outcome:
@@ -37,7 +37,7 @@ class Place(Pass):
                 f"--exclude {missing[0]!r} matches no node", hint="see qhv-onnx inspect -v"
             )
         board = Board(state.graph, units, self.target)
-        board.choose(state.get(STATS), self.exclude)
+        board.choose(state.get(RANGES), self.exclude)
         noise = self._measure(state, board)
         spared = worst(noise, self.guard, len(board.chosen))
         board.drop({name: _sensitive(noise[name]) for name in spared})

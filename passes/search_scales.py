@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhyvit_onnx.config import Search
-from qhyvit_onnx.facts import GRIDS, STATS, Grids
+from qhyvit_onnx.facts import FOLDS, GRIDS, RANGES, Grids
 from qhyvit_onnx.graph import Tensor, value
 from qhyvit_onnx.grid import Cure, Grid, WeightGrid, grid_for, symmetric_grid
 from qhyvit_onnx.kernels.observers import TensorStats
@@ -34,12 +34,12 @@ class SearchScales(Pass):
 
     name = "search-scales"
     summary = "scale and zero point per tensor, scale per weight channel, by least squared error"
-    needs = (STATS,)
+    needs = (RANGES, FOLDS)
     gives = (GRIDS,)
 
     def run(self, state: State) -> Outcome:
         """Put GRIDS."""
-        stats, units = state.get(STATS), find_units(state.graph)
+        stats, units = state.get(RANGES), find_units(state.graph)
         borders = [t for unit in units for t in (*unit.inputs, unit.output, *unit.interior)]
         sources = [source_of(tensor) for tensor in borders]
         activations = {
@@ -47,6 +47,9 @@ class SearchScales(Pass):
             for tensor in (*borders, *sources)
             if is_softmax(source_of(tensor)) or source_of(tensor).name in stats
         }
+        for name in {name for fold in state.get(FOLDS) for name in fold.shifted}:
+            if name in activations:
+                activations[name] = replace(activations[name], cure=Cure.SHIFT)
         for unit in units:
             if unit.clip is not None:
                 activations[unit.output.name] = _inside(activations[unit.output.name], unit.clip[1])

@@ -2,20 +2,29 @@
 """Proves the emitted model: valid, loadable, on the kernels it was placed on, close to float."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from qhyvit_onnx.audit import Seen, audit
 from qhyvit_onnx.config import Verification as Settings
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import PassError
 from qhyvit_onnx.evaluate import compare
-from qhyvit_onnx.facts import EMITTED, PLACEMENT, UNITS, VERIFICATION, Verification
+from qhyvit_onnx.facts import EMITTED, FLOAT, PLACEMENT, UNITS, VERIFICATION, Verification
 from qhyvit_onnx.passes._base import Outcome, Pass
+from qhyvit_onnx.replay import Counted, Replay, replay
 from qhyvit_onnx.runtime import Arithmetic, Options, Session, View, cpu_features, paired_cpu_times
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import Target
+
+FOLD_ERROR = 1e-4
+"""What all folds together may change in an output, as a fraction of its range."""
+
+FOLD_SAMPLES = 4
+"""Samples on which that is measured, at most: a single score has no range in one sample."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class Verify(Pass):
 
     name = "verify"
     summary = "checker, kernels really fused here and on ARM, output against float, latency"
-    needs = (UNITS, PLACEMENT)
+    needs = (FLOAT, UNITS, PLACEMENT)
     gives = (EMITTED, VERIFICATION)
 
     def run(self, state: State) -> Outcome:
@@ -36,6 +45,7 @@ class Verify(Pass):
         _check(model)
         seen = self._audit(model, state)
         samples = state.held_back or state.calibration
+        _check_folds(state, samples)
         arithmetic = self.arithmetic()
         closeness = compare(
             Session(state.source),
@@ -45,15 +55,18 @@ class Verify(Pass):
             blame=PassError,
         )
         times = self._time(state.source, model, samples)
+        replayed = self._replay(model, samples, arithmetic)
         state.put(EMITTED, model)
         kernels = {item.unit: item.kernel for item in seen}
         views = tuple(str(view) for view in View)
         held = state.held_back is not None
         state.put(
-            VERIFICATION, Verification(kernels, views, closeness, held, str(arithmetic), *times)
+            VERIFICATION,
+            Verification(kernels, views, closeness, held, str(arithmetic), *times, replayed),
         )
         lowest = min((item.sqnr_db for item in closeness.values()), default=float("nan"))
-        return Outcome(0, f"{len(kernels)} integer kernels confirmed, SQNR {lowest:.1f} dB")
+        said = f"{len(kernels)} integer kernels confirmed, SQNR {lowest:.1f} dB"
+        return Outcome(0, said + _said_of(replayed))
 
     def arithmetic(self) -> Arithmetic:
         """Return how this host must sum to give the target's numbers."""
@@ -64,6 +77,14 @@ class Verify(Pass):
         units, int8 = state.get(UNITS), state.get(PLACEMENT).int8
         views = [audit(model, units, int8, view) for view in View]
         return views[0]
+
+    def _replay(
+        self, model: onnx.ModelProto, samples: Feeds, arithmetic: Arithmetic
+    ) -> Replay | None:
+        if not self.settings.replay:
+            return None
+        feeds = islice(samples, self.settings.replay)
+        return replay(model, feeds, Options(arithmetic=arithmetic))
 
     def _time(
         self, source: onnx.ModelProto, model: onnx.ModelProto, samples: Feeds
@@ -77,6 +98,47 @@ class Verify(Pass):
         )
         first, second = (1e3 * float(np.median(seconds)) for seconds in spent)
         return first, second
+
+
+def _check_folds(state: State, samples: Feeds) -> None:
+    """Raise unless the folded float model still computes what the user's model does."""
+    sessions = [Session(model) for model in (state.source, state.get(FLOAT))]
+    runs = [[it.run(feeds) for it in sessions] for feeds in islice(samples, FOLD_SAMPLES)]
+    for name in sessions[0].outputs:
+        pairs = [(before[name], after[name]) for before, after in runs]
+        first = pairs[0][0]
+        if not isinstance(first, np.ndarray) or not np.issubdtype(first.dtype, np.floating):
+            continue
+        want, got = (np.concatenate([pair[at].reshape(-1) for pair in pairs]) for at in (0, 1))
+        gap = _gap(want, got)
+        if gap > FOLD_ERROR:
+            raise PassError(
+                f"folding changed output {name!r} by {gap:.1e} of its range",
+                hint="compile with --fold off, and report the model",
+            )
+
+
+def _gap(want: NDArray[np.floating], got: NDArray[np.floating]) -> float:
+    """Return the largest difference as a fraction of the range of what is wanted.
+
+    The range counts as a tenth of the largest number at least: a single number has none.
+    """
+    finite = np.isfinite(want)
+    if not np.array_equal(finite, np.isfinite(got)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    want, got = want[finite].astype(np.float64), got[finite].astype(np.float64)
+    span = max(float(np.ptp(want)), float(np.abs(want).max()) / 10, 1e-30)
+    return float(np.abs(got - want).max()) / span
+
+
+def _said_of(replayed: Replay | None) -> str:
+    """Return what the note says of the replay; nothing when there is nothing to say."""
+    if replayed is None or not replayed.layers:
+        return ""
+    steps = replayed.largest(Counted.STEPS)
+    return ", replay exact" if replayed.exact else f", replay off by {steps:g} steps"
 
 
 def _check(model: onnx.ModelProto) -> None:

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from qhyvit_onnx.errors import ConfigError
 
@@ -27,6 +28,33 @@ class Search:
             raise ConfigError(f"search.candidates is {self.candidates}, need at least 2")
         if not 0.0 < self.lowest < 1.0:
             raise ConfigError(f"search.lowest is {self.lowest}, need (0, 1)")
+
+
+class Scope(StrEnum):
+    """What is folded into neighbouring layers; each holds what the one before holds."""
+
+    OFF = "off"
+    """BatchNormalization and constant scales into the layer before: no kernel runs them."""
+    NORMS = "norms"
+    """The scale and offset of every norm into the layers after it."""
+    ALL = "all"
+    """Per-channel scale and shift wherever they lower the error: range folding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folding:
+    """How far scale and offset are moved across the graph; the float model stays the same."""
+
+    scope: Scope = Scope.ALL
+
+    max_growth: float = 4.0
+    """A fold may not raise the range of any row of any weight by more than this factor, counted
+    at unchanged energy of the activations that the row reads."""
+
+    def __post_init__(self) -> None:
+        """Reject what would not bound anything."""
+        if self.max_growth < 1.0:
+            raise ConfigError(f"folding.max_growth is {self.max_growth}, need 1 or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +96,13 @@ class Verification:
     rounds: int = 10
     """Runs of each model when they are timed; 0 does not time."""
 
+    replay: int = 1
+    """Samples on which every integer node is held to its reference kernel, at most; 0: none."""
+
     def __post_init__(self) -> None:
         """Reject what nothing could be compared on."""
-        if self.samples < 1 or self.rounds < 0:
-            raise ConfigError("verification needs at least 1 sample and 0 or more rounds")
+        if self.samples < 1 or self.rounds < 0 or self.replay < 0:
+            raise ConfigError("verification needs at least 1 sample, 0 or more rounds and replays")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +127,7 @@ class CompileConfig:
     seed: int = 0
     """Seeds every draw: which samples, which positions."""
 
+    folding: Folding = field(default_factory=Folding)
     search: Search = field(default_factory=Search)
     guard: Guard = field(default_factory=Guard)
     verification: Verification = field(default_factory=Verification)

@@ -23,6 +23,8 @@ class Cure(StrEnum):
 
     NONE = "none"
     """The range contains zero: nothing to cure."""
+    SHIFT = "shift"
+    """A shift per channel, given back by the layers that read it: free, no level is lost."""
     COVER = "cover"
     """The range is widened to zero: costs ``m / M`` of the levels."""
     SYMMETRIC = "symmetric"

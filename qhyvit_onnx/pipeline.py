@@ -32,11 +32,11 @@ def default_pipeline(config: CompileConfig, target: Target) -> tuple[Pass, ...]:
     """Return every pass in order. Read this to know what the compiler does."""
     return (
         Normalise(),
-        FoldNorms(),
+        FoldNorms(config.folding.scope),
         Layout(),
         DetectBridges(),
         Calibrate(),
-        FoldRanges(),
+        FoldRanges(config.folding),
         Weigh(),
         SearchScales(target, config.search),
         Reconstruct(),

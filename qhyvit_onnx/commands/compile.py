@@ -11,7 +11,7 @@ import click
 
 from qhyvit_onnx.commands import _options
 from qhyvit_onnx.commands._options import DEFAULTS, STDOUT
-from qhyvit_onnx.config import CompileConfig
+from qhyvit_onnx.config import CompileConfig, Folding, Scope
 
 if TYPE_CHECKING:
     from qhyvit_onnx.compiler import Compiled
@@ -61,6 +61,14 @@ class Files:
 )
 @_options.target
 @click.option(
+    "--fold",
+    type=click.Choice(list(Scope)),
+    default=DEFAULTS.folding.scope,
+    show_default=True,
+    help="What is folded into neighbouring layers: off (BatchNormalization and constant scales "
+    "only), norms (LayerNorm and GroupNorm too), all (scale and shift of single channels too).",
+)
+@click.option(
     "--exclude",
     "--nodes-to-exclude",
     "exclude",
@@ -84,6 +92,7 @@ def command(
     preprocess: str | None,
     precision: str,
     target: str,
+    fold: Scope,
     exclude: tuple[str, ...],
     input_shapes: tuple[str, ...],
     seed: int,
@@ -101,6 +110,7 @@ def command(
     config = CompileConfig(
         precision=precision,
         target=target,
+        folding=Folding(scope=fold),
         exclude=exclude,
         input_shapes=_options.shapes(input_shapes),
         calib_samples=calib_samples,

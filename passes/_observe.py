@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One streaming run over the calibration data, watching tensors sample by sample."""
+
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from qhyvit_onnx.errors import DataError, ModelError
+from qhyvit_onnx.graph import Tensor, producer
+from qhyvit_onnx.kernels.observers import Observer, TensorStats
+from qhyvit_onnx.runtime import Session
+from qhyvit_onnx.state import State
+from qhyvit_onnx.units import CONVOLUTIONS, LAYERS, Kind, Unit, is_softmax, source_of
+
+THREADS = 2
+"""Tensors observed side by side (numpy releases the lock while it reduces)."""
+
+
+def observe(
+    state: State, axes: Mapping[str, int], units: Iterable[Unit]
+) -> tuple[dict[str, TensorStats], int]:
+    """Return statistics of the tensors in ``axes``, each with its channel axis, and the samples.
+
+    Only sums are kept, never tensors.
+
+    Error:
+        DataError without samples; ModelError when a layer with weights reads NaN or infinity.
+        Any other tensor that holds them is left out: it may be meant, as in a mask.
+    """
+    observers = {name: Observer(axis) for name, axis in axes.items()}
+    session = Session(_with_outputs(state.model(), list(axes)))
+    units, samples = tuple(units), 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        for feeds in state.calibration:
+            spoiled = _take(session, observers, feeds, pool)
+            _leave_out(spoiled, observers, units, samples)
+            samples += 1
+            state.tick(samples, len(state.calibration))
+    if not samples:
+        raise DataError(
+            "the calibration data holds no samples", hint="give --calib a folder of images"
+        )
+    stats = {name: item.stats() for name, item in observers.items() if not item.empty}
+    return stats, samples
+
+
+def _take(
+    session: Session,
+    observers: Mapping[str, Observer],
+    feeds: Mapping[str, NDArray[np.generic]],
+    pool: ThreadPoolExecutor,
+) -> set[str]:
+    """Take one sample; return the tensors that hold NaN or infinity."""
+    values = {**feeds, **session.run(feeds, [n for n in observers if n not in feeds])}
+
+    def take(name: str) -> bool:
+        return observers[name].add(np.asarray(values[name], np.float32))
+
+    taken = pool.map(take, observers)
+    return {name for name, finite in zip(observers, taken, strict=True) if not finite}
+
+
+def _leave_out(
+    spoiled: set[str], observers: dict[str, Observer], units: Iterable[Unit], sample: int
+) -> None:
+    """Stop watching tensors that are not finite: what reads them stays float."""
+    for unit in units:
+        found = sorted(spoiled & {tensor.name for tensor in unit.inputs})
+        if found and unit.kind in LAYERS:
+            raise ModelError(
+                f"tensor {found[0]!r} holds NaN or infinity on calibration sample {sample}",
+                node=unit.name,
+                hint="check the preprocessing and that the float model is sound",
+            )
+    for name in spoiled:
+        del observers[name]
+
+
+def watched(units: Iterable[Unit]) -> dict[str, int]:
+    """Return the tensors to watch, each with its channel axis.
+
+    What a kernel reads, seen through data movement, and what it writes as codes. A tensor that a
+    kernel writes as floats is watched only if another kernel reads it; a softmax that enters a
+    product (attention) never: it is large, and its grid is fixed.
+    """
+    axes: dict[str, int] = {}
+    for unit in units:
+        axis = 1 if unit.kind in CONVOLUTIONS else -1
+        if unit.kind in LAYERS:  # its weight columns meet these channels: this axis counts
+            axes[unit.inputs[0].name] = axis
+        written = () if unit.may_write_floats else (unit.output,)
+        for tensor in (*unit.inputs, *written, *unit.interior):
+            source = source_of(tensor)
+            if unit.kind is not Kind.PRODUCT or not is_softmax(source):
+                axes.setdefault(tensor.name, axis)
+                axes.setdefault(source.name, _axis_of(source))
+    return axes
+
+
+def _axis_of(source: Tensor) -> int:
+    node = producer(source)
+    mapped = len(source.shape or ()) == 4 or (node is not None and node.op == "Conv")
+    return 1 if mapped else -1
+
+
+def _with_outputs(model: onnx.ModelProto, wanted: list[str]) -> onnx.ModelProto:
+    """Return ``model`` with every wanted tensor among its outputs."""
+    present = {o.name for o in model.graph.output} | {i.name for i in model.graph.input}
+    for name in wanted:
+        if name not in present:
+            model.graph.output.append(onnx.ValueInfoProto(name=name))
+    return model
