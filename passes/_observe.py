@@ -88,21 +88,21 @@ def watched(units: Iterable[Unit]) -> dict[str, int]:
     """
     axes: dict[str, int] = {}
     for unit in units:
-        axis = 1 if unit.kind in CONVOLUTIONS else -1
         if unit.kind in LAYERS:  # its weight columns meet these channels: this axis counts
-            axes[unit.inputs[0].name] = axis
+            axes[unit.inputs[0].name] = 1 if unit.kind in CONVOLUTIONS else -1
         written = () if unit.may_write_floats else (unit.output,)
         for tensor in (*unit.inputs, *written, *unit.interior):
             source = source_of(tensor)
             if unit.kind is not Kind.PRODUCT or not is_softmax(source):
-                axes.setdefault(tensor.name, axis)
+                axes.setdefault(tensor.name, _axis_of(tensor))
                 axes.setdefault(source.name, _axis_of(source))
     return axes
 
 
-def _axis_of(source: Tensor) -> int:
-    node = producer(source)
-    mapped = len(source.shape or ()) == 4 or (node is not None and node.op == "Conv")
+def _axis_of(tensor: Tensor) -> int:
+    """Return the channel axis: of a map the second, of tokens the last."""
+    node = producer(tensor)
+    mapped = len(tensor.shape or ()) == 4 or (node is not None and node.op == "Conv")
     return 1 if mapped else -1
 
 

@@ -3,6 +3,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from math import isnan
 
 from pydantic import BaseModel, ConfigDict
@@ -12,8 +13,10 @@ from qhyvit_onnx.composites import find_composites
 from qhyvit_onnx.facts import (
     BRIDGES,
     EMITTED,
+    FOLDS,
     GRIDS,
     PLACEMENT,
+    REGIONS,
     SENSITIVITY,
     STATS,
     UNITS,
@@ -22,12 +25,14 @@ from qhyvit_onnx.facts import (
 from qhyvit_onnx.graph import MOVEMENT
 from qhyvit_onnx.grid import Cure
 from qhyvit_onnx.pipeline import Step
+from qhyvit_onnx.replay_record import ReplayRecord
 from qhyvit_onnx.runtime import version as runtime_version
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import Target
 
 SCHEMA = 1
-"""Version of this schema: raised when a field is renamed, removed or changes its meaning."""
+"""Version of this schema: raised when a field is renamed, removed or changes its meaning, not
+when one is added."""
 
 
 class _Record(BaseModel):
@@ -61,12 +66,23 @@ class UnitRecord(_Record):
     """Output error over output energy when this unit alone is quantized; None when not measured."""
 
 
+class RegionRecord(_Record):
+    """One stretch of the network that mixes on one side at one size."""
+
+    side: str
+    size: str
+    nodes: list[str]
+
+
 class BridgeRecord(_Record):
-    """One crossing between convolution and transformer."""
+    """The crossings between convolution and transformer of one direction at one size."""
 
     direction: str
+    size: str
     why: str
     nodes: list[str]
+    inputs: list[str]
+    outputs: list[str]
 
 
 class CureRecord(_Record):
@@ -76,6 +92,17 @@ class CureRecord(_Record):
     low: float
     high: float
     cure: str
+
+
+class FoldRecord(_Record):
+    """What range folding did to one class: tensors whose channels are rewritten together."""
+
+    tensors: list[str]
+    cure: str
+    """``off``, ``scale``, ``shift`` or ``both``."""
+    error_before: float
+    error_after: float
+    """Predicted rounding error of what reads the class, each relative to its signal, summed."""
 
 
 class OutputRecord(_Record):
@@ -126,13 +153,17 @@ class Report(_Record):
     units: list[UnitRecord]
     float_nodes: dict[str, int]
     """Op types that are in no unit, and how many: they have no integer kernel worth using."""
+    regions: list[RegionRecord] = []
     bridges: list[BridgeRecord]
+    folds: list[FoldRecord]
     one_sided: list[CureRecord]
     outputs: list[OutputRecord]
     held_back: bool
     """Whether ``outputs`` was measured on samples that calibration did not see."""
     arithmetic: str
     latency: Latency | None
+    replay: ReplayRecord | None = None
+    """None when it was not asked for."""
     bytes_before: int
     bytes_after: int
 
@@ -157,15 +188,23 @@ def make_report(state: State, steps: Sequence[Step], target: Target) -> Report:
         passes=[_pass(step) for step in steps],
         units=_units(state),
         float_nodes=_float_nodes(state),
-        bridges=[
-            BridgeRecord(direction=b.direction, why=b.why, nodes=list(b.nodes))
-            for b in state.get(BRIDGES)
+        regions=[RegionRecord.model_validate(asdict(region)) for region in state.get(REGIONS)],
+        bridges=[BridgeRecord.model_validate(asdict(bridge)) for bridge in state.get(BRIDGES)],
+        folds=[
+            FoldRecord(
+                tensors=list(fold.tensors),
+                cure=fold.cure,
+                error_before=fold.before,
+                error_after=fold.after,
+            )
+            for fold in state.get(FOLDS)
         ],
         one_sided=_cures(state),
         outputs=_outputs(state),
         held_back=verification.held_back,
         arithmetic=verification.arithmetic,
         latency=None if isnan(latency.float_ms) else latency,
+        replay=ReplayRecord.of(verification.replay),
         bytes_before=state.source.ByteSize(),
         bytes_after=state.get(EMITTED).ByteSize(),
     )

@@ -3,21 +3,24 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qhyvit_onnx.report import OutputRecord, Report, UnitRecord
+from qhyvit_onnx.report import BridgeRecord, FoldRecord, OutputRecord, Report, UnitRecord
 from qhyvit_onnx.tables import beside, filled, labelled, megabytes, show, table
 
 NUMBER = re.compile(r"(?<![\w./'-])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w./'-])")
 """A number that stands alone as a word."""
 
 LISTED = 8
-"""Outputs and bridges shown; the JSON report has them all."""
+"""Outputs shown; the JSON report has them all."""
+
+CURES = {"off": "left", "scale": "scaled", "shift": "shifted", "both": "scaled and shifted"}
+"""What range folding did to a class, in words."""
 
 
 def print_summary(report: Report, source: Path, written: Sequence[Path]) -> None:
@@ -125,14 +128,35 @@ def _output(item: OutputRecord) -> tuple[str, str, str, str]:
 
 
 def _graph(report: Report) -> Table:
-    """Return the bridges and the one-sided tensors."""
-    rows = [("bridges", bridge.why) for bridge in report.bridges[:LISTED]]
-    if (more := len(report.bridges) - LISTED) > 0:
-        rows.append(("bridges", f"{more} more in the JSON report"))
-    cures = Counter(item.cure for item in report.one_sided)
-    cured = ", ".join(f"{count} by {cure}" for cure, count in cures.items())
-    told = f"tensors cured: {cured}" if cured else "no tensor"
-    return labelled([*(rows or [("bridges", "none")]), ("one-sided", told)])
+    """Return regions, bridges, folds and one-sided tensors, one line each; the JSON names them."""
+    sides = Counter(region.side for region in report.regions)
+    cures = Counter(CURES.get(fold.cure, fold.cure) for fold in report.folds)
+    cured = Counter(item.cure for item in report.one_sided)
+    return labelled([
+        ("regions", _numbered(sides) or "none: nothing mixes positions"),
+        ("bridges", "; ".join(_ways(report.bridges)) or "none"),
+        ("folds", f"classes of channels: {_numbered(cures)}{_gain(report.folds)}" if cures
+         else "no class of channels"),
+        ("one-sided", f"tensors cured: {_numbered(cured, ' by ')}" if cured else "no tensor"),
+    ])  # fmt: skip
+
+
+def _numbered(counts: Mapping[str, int], between: str = " ") -> str:
+    return ", ".join(f"{count}{between}{name}" for name, count in counts.items())
+
+
+def _ways(bridges: Sequence[BridgeRecord]) -> Iterator[str]:
+    """Yield how many bridges lead in and out, and at which sizes."""
+    for direction in dict.fromkeys(bridge.direction for bridge in bridges):
+        sizes = Counter(bridge.size for bridge in bridges if bridge.direction == direction)
+        yield f"{sizes.total()} {direction} at {', '.join(sizes)}"
+
+
+def _gain(folds: Sequence[FoldRecord]) -> str:
+    """Return how far the predicted error fell, summed over all classes."""
+    before = sum(fold.error_before for fold in folds)
+    after = sum(fold.error_after for fold in folds)
+    return f"; predicted error {after / before - 1:+.0%}" if before > 0.0 else ""
 
 
 def _passes(report: Report) -> Table:

@@ -2,6 +2,7 @@
 """``inspect`` and ``eval``: what they show, as text and as JSON, and what they refuse."""
 
 import json
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import onnx
@@ -78,10 +79,75 @@ def test_inspect_shows_what_is_in_a_model(home, capsys):
 def test_inspect_json(home, capsys):
     assert main(["inspect", "net.onnx", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["schema_version"] == 1
+    assert found["schema_version"] == 2
     assert found["families"]["convolution"] == {"Conv": 3}
     assert found["parameters"] == sum(int(np.prod(shape)) for shape in WEIGHTS.values())
     assert [unit["kind"] for unit in found["units"]][:3] == ["stem conv", "conv", "pointwise conv"]
+
+
+def test_inspect_without_data_says_what_data_would_tell(home, capsys):
+    assert main(["inspect", "net.onnx"]) == 0
+    said = capsys.readouterr()
+    assert "spread and cures need --calib" in said.out
+    assert "spread>" not in said.out
+    assert max(map(len, said.out.splitlines())) <= 100
+    assert said.err == ""
+
+
+def test_inspect_with_data_shows_trouble_spots(home, capsys):
+    arguments = ["--calib", "plain.npz", "--calib-samples", "5", "--json", "found.json"]
+    assert main(["inspect", "net.onnx", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "5 samples, arrays plain.npz" in out
+    assert "widest tensors" in out
+    assert "--calib DATA" not in out
+    observed = json.loads((home / "found.json").read_text())["observed"]
+    assert observed["samples"] == 5
+    assert len(observed["spreads"]) >= 3
+    assert not (home / "net.qdq.onnx").exists()
+
+
+def test_inspect_verbose_lists_units_and_near_misses(home, build, capsys):
+    text = NET.replace("e = Global", "n = LayerNormalization <axis = 1> (d, g) e = Global")
+    text = text.replace("Pool (d)", "Pool (n)")
+    onnx.save(build(text, g=(64, 16, 16), **WEIGHTS), home / "normed.onnx")
+    assert main(["inspect", "normed.onnx", "-v"]) == 0
+    out = capsys.readouterr().out
+    assert "stem conv" in out.split("at best")[1]
+    assert "near-misses" in out
+
+
+def test_inspect_draws(home, capsys):
+    (home / "map.svg").write_text("an older one")
+    assert main(["inspect", "net.onnx", "--svg", "map.svg"]) == 0
+    assert "map.svg" in capsys.readouterr().out
+    assert ET.parse(home / "map.svg").getroot().tag.endswith("svg")
+    assert [path.name for path in home.iterdir() if path.name.startswith(".qhv")] == []
+
+
+@pytest.mark.parametrize(
+    ("status", "word", "arguments"),
+    [
+        (2, "also an input", ["--svg", "net.onnx"]),
+        (2, "also an input", ["--calib", "plain.npz", "--svg", "plain.npz"]),
+        (2, "also an input", ["--json", "net.onnx"]),
+        (2, "two files", ["--svg", "out", "--json", "./out"]),
+        (2, "--preprocess", ["--preprocess", "unit"]),
+        (2, "calib_samples", ["--calib", "plain.npz", "--calib-samples", "0"]),
+        (4, "gone.npz", ["--calib", "gone.npz"]),
+        (6, "does not exist", ["--svg", "gone/map.svg"]),
+    ],
+)
+def test_inspect_refuses_before_it_works(home, refused, status, word, arguments):
+    before = {path: path.read_bytes() for path in home.iterdir()}
+    refused(status, word, "inspect", "net.onnx", *arguments)
+    assert {path: path.read_bytes() for path in home.iterdir()} == before
+
+
+@pytest.mark.parametrize("given", [["--svg", "map.svg"], ["--calib", "plain.npz"]])
+def test_inspect_knows_too_little_of_a_quantized_model(home, quantized, refused, given):
+    refused(3, "quantized already", "inspect", "net.qdq.onnx", *given)
+    assert not (home / "map.svg").exists()
 
 
 def test_inspect_looks_at_a_quantized_model(quantized, capsys):

@@ -24,7 +24,9 @@ FOLDERS = {
 LAYERS = ("foundation", "kernels", "services", "passes", "compilation", "terminal")
 FOUNDATION = {"config", "errors", "grid"}
 COMPILATION = {"", "compiler", "inspection", "pipeline", "report"}  # "": the package's own names
-TERMINAL = {"__main__", "bars", "cli", "commands", "progress", "summary", "tables"}
+TERMINAL = {
+    "__main__", "bars", "cli", "commands", "drawing", "overview", "progress", "summary", "tables",
+}  # fmt: skip
 
 HOME = {
     "torch": ("qhyvit_onnx.kernels",),
@@ -32,6 +34,7 @@ HOME = {
     "onnx_graphsurgeon": ("qhyvit_onnx.graph",),
     "click": tuple(f"qhyvit_onnx.{name}" for name in sorted(TERMINAL)),
     "rich": tuple(f"qhyvit_onnx.{name}" for name in sorted(TERMINAL)),
+    "jinja2": ("qhyvit_onnx.drawing.page",),
     "timm": (),
     "passes": (),  # a second import path makes a second module
     "kernels": (),
@@ -175,6 +178,7 @@ PLANTED = [
     ("report", "from rich.table import Table", "rich is for"),
     ("pipeline", "import click", "click is for"),
     ("images", "import timm", "timm is for no module"),
+    ("overview", "from jinja2 import Template", "jinja2 is for"),
     ("pipeline", "from passes.place import Place", "passes is for no module"),
     ("pipeline", "import kernels", "kernels is for no module"),
 ]
