@@ -137,8 +137,10 @@ def _said_of(replayed: Replay | None) -> str:
     """Return what the note says of the replay; nothing when there is nothing to say."""
     if replayed is None or not replayed.layers:
         return ""
-    steps = replayed.largest(Counted.STEPS)
-    return ", replay exact" if replayed.exact else f", replay off by {steps:g} steps"
+    if replayed.exact:
+        return ", replay exact"
+    steps, ulps = replayed.largest(Counted.STEPS), replayed.largest(Counted.ULPS)
+    return f", replay off by {steps:g} steps" if steps else f", replay off by {ulps:.2g} ulp"
 
 
 def _check(model: onnx.ModelProto) -> None:

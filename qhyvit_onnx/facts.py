@@ -11,6 +11,7 @@ from qhyvit_onnx.grid import Grid, WeightGrid
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.layout.chains import Layout
 from qhyvit_onnx.metrics import Closeness
+from qhyvit_onnx.replay import Replay
 from qhyvit_onnx.state import Fact
 from qhyvit_onnx.units import Unit
 
@@ -111,6 +112,8 @@ class Verification:
     float_ms: float
     int8_ms: float
     """Median process CPU time of one run, one thread, measured in turn; milliseconds."""
+    replay: Replay | None = None
+    """Every integer node against its reference kernel; None when it was not asked for."""
 
 
 LAYOUT: Fact[Layout] = Fact("layout")

@@ -61,6 +61,8 @@ class Options:
     arithmetic: Arithmetic = Arithmetic.STOCK
     fuse_qdq: bool = True
     """False: Q and DQ stay as they are and everything between them runs in float."""
+    optimize: bool = True
+    """False: the graph runs node by node as it is written, for one that was optimized already."""
 
 
 class Session:
@@ -71,6 +73,7 @@ class Session:
         self._session = _open(model, _session_options(options))
         self.inputs = [item.name for item in self._session.get_inputs()]
         self.outputs = [item.name for item in self._session.get_outputs()]
+        self.types = {item.name: str(item.type) for item in self._session.get_outputs()}
 
     def run(
         self, feeds: Mapping[str, NDArray[np.generic]], wanted: Sequence[str] | None = None
@@ -86,8 +89,12 @@ class Session:
         return dict(zip(names, values, strict=True))
 
 
-def optimized(model: onnx.ModelProto, options: Options = Options()) -> onnx.ModelProto:
+def optimized(
+    model: onnx.ModelProto, options: Options = Options(), *, weights: bool = False
+) -> onnx.ModelProto:
     """Return the graph that onnxruntime really runs, without blocked layouts of float convolutions.
+
+    With ``weights`` it holds its large initializers and can be run; without, it can be read only.
 
     Source:
         the file written to ``SessionOptions.optimized_model_filepath`` at ORT_ENABLE_ALL.
@@ -98,7 +105,7 @@ def optimized(model: onnx.ModelProto, options: Options = Options()) -> onnx.Mode
         path = Path(folder) / "optimized.onnx"
         chosen.optimized_model_filepath = str(path)
         _open(model, chosen, disabled=["NchwcTransformer"])
-        return onnx.load(path, load_external_data=False)
+        return onnx.load(path, load_external_data=weights)
 
 
 def symbolic_shapes(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
@@ -132,7 +139,10 @@ def _session_options(options: Options) -> ort.SessionOptions:
     chosen.intra_op_num_threads = options.threads or (os.cpu_count() or 1)
     chosen.inter_op_num_threads = 1
     chosen.log_severity_level = 4
-    chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = ort.GraphOptimizationLevel
+    chosen.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if options.optimize else levels.ORT_DISABLE_ALL
+    )
     if not options.fuse_qdq:
         chosen.add_session_config_entry("session.disable_quant_qdq", "1")
     if options.view is View.ARM:
