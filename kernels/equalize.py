@@ -110,6 +110,27 @@ def equalizing(logs: Floats, groups: Ids, signs: NDArray[np.int64], count: int) 
     return np.asarray(total / members)
 
 
+def level(logs: Floats, groups: Ids, signs: NDArray[np.int64], free: NDArray[np.bool_]) -> float:
+    """Return the log of the size that all members should come to.
+
+    That of the members that stay what they are: those that are not free, and groups with both
+    signs, queries and keys, whose product no scale changes. Where all can move any level will do.
+
+    Shapes:
+        all (members,).
+    """
+    both = np.isin(groups, groups[signs > 0]) & np.isin(groups, groups[signs < 0])
+    staying = both | ~free
+    return float(np.median(logs[staying] if staying.any() else logs))  # few may be dead
+
+
+def centred(need: Floats) -> Floats:
+    """Return the logs of ``need`` about their mean; 0 where there is none."""
+    known = need > need.max() * 1e-12
+    logs = np.log(np.where(known, need, 1.0))
+    return np.where(known, logs - logs.sum() / max(int(known.sum()), 1), 0.0)
+
+
 def bounded(logs: Floats) -> Floats:
     """Return scales from their logs, none below SMALLEST times the largest."""
-    return np.asarray(np.exp(np.maximum(logs, logs.max(initial=0.0) + np.log(SMALLEST))))
+    return np.asarray(np.exp(np.maximum(logs, logs.max() + np.log(SMALLEST))))

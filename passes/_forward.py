@@ -5,6 +5,7 @@ All or none: a norm whose output anything but a layer reads keeps its constants.
 """
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +25,6 @@ from qhyvit_onnx.graph import (
     variable,
 )
 from qhyvit_onnx.kernels.norms import Affine, absorb_affine
-from qhyvit_onnx.layout.moves import Move
 from qhyvit_onnx.passes._affine import Scaling, scaling
 from qhyvit_onnx.passes._layers import carries_bias, host_at, layer_of, renewed, write_layer
 from qhyvit_onnx.passes._readers import FOREIGN, Moves, Reader, readers_of
@@ -129,11 +129,13 @@ def _drop(graph: Graph, found: Scaling, taken: set[str]) -> None:
 def renamed(moves: Moves, old: Collection[str], new: str) -> Moves:
     """Return ``moves`` after the tensors named ``old`` became one, named ``new``."""
 
-    def now(move: Move) -> Move:
-        names = (new if name in old else name for name in (move.input, move.output))
-        return Move(*names, move.map)
+    def now(name: str) -> str:
+        return new if name in old else name
 
-    return {node: tuple(map(now, held)) for node, held in moves.items()}
+    return {
+        node: tuple(replace(m, input=now(m.input), output=now(m.output)) for m in held)
+        for node, held in moves.items()
+    }
 
 
 def spell_out(graph: Graph, found: Scaling, taken: set[str]) -> None:

@@ -40,6 +40,7 @@ def report():
         ],
         float_nodes={"Softmax": 2},
         bridges=[],
+        folds=[],
         one_sided=[],
         outputs=[output],
         held_back=True,

@@ -19,8 +19,10 @@ from qhyvit_onnx.kernels.equalize import (
     Weight,
     activation_noise,
     bounded,
+    centred,
     equalizing,
     growth,
+    level,
     signal,
     step,
     weight_noise,
@@ -244,15 +246,16 @@ class _Class:
         """
         freedom, seen = self.problem.freedom, self.problem.seen
         ids = np.concatenate([grid.ids for grid in self.grids])
-        ids = ids[~freedom.fixed[ids]]
-        if not ids.size:
+        free = ~freedom.fixed[ids]
+        if not free.any():
             return
         power = seen.variance[ids] + np.square(seen.mean[ids] - shift[ids])
         logs = np.log(np.maximum(power, max(power.max() * 1e-12, 1e-60))) / 2
-        logs -= logs.mean()  # one level for all: that of queries and keys cannot be changed
+        logs -= level(logs, freedom.groups[ids], freedom.signs[ids], free)
+        ids, logs = ids[free], logs[free]
         held, groups = np.unique(freedom.groups[ids], return_inverse=True)
         sizes = equalizing(logs, groups, freedom.signs[ids], held.size)
-        weights = _logs(self.need[held]) / 2
+        weights = centred(self.need[held]) / 2
         place = np.full(freedom.groups.max() + 1, FOREIGN)
         place[held] = np.arange(held.size)
         mine = ~freedom.fixed & (place[freedom.groups] != FOREIGN)
@@ -262,13 +265,6 @@ class _Class:
             scale = np.ones(freedom.groups.size + 1)
             scale[:-1][mine] = np.exp(freedom.signs[mine] * log)
             yield scale
-
-
-def _logs(need: Floats) -> Floats:
-    """Return logs about their mean; what no layer reads is as important as the rest."""
-    known = need > need.max() * 1e-12
-    logs = np.log(np.where(known, need, 1.0))
-    return np.where(known, logs - logs.sum() / max(known.sum(), 1), 0.0)
 
 
 def _chosen(held: _Class, offered: Sequence[Floats]) -> Choice:

@@ -119,7 +119,10 @@ class Flow:
         self.fix(b[(b != FOREIGN) & ~both])
 
     def add(self, out: Ids, part: Ids, gain: Floats | float) -> None:
-        """Let the shift of ``out`` grow by ``gain`` times that of ``part``."""
+        """Let the shift of ``out`` grow by ``gain`` times that of ``part``.
+
+        In the order of the graph: all that ``out`` grows by is told before anything grows by it.
+        """
         a, b, g = (x.reshape(-1) for x in np.broadcast_arrays(out, part, gain))
         both = (a != FOREIGN) & (b != FOREIGN)
         self._sums.append((a[both], b[both], g[both].astype(np.float64)))
@@ -162,7 +165,8 @@ class Flow:
         Each channel stands in a graph twice, as its scale and as the reciprocal of it: what is
         connected is equal.
         """
-        first, second = (_joined([tie[side] for tie in self._ties]) for side in (0, 1))
+        first = _joined([left for left, _, _ in self._ties])
+        second = _joined([right for _, right, _ in self._ties])
         sign = _joined([np.full(tie[0].shape, tie[2], np.int64) for tie in self._ties])
         other = np.where(sign > 0, second, second + self.size)
         mirror = np.where(sign > 0, second + self.size, second)

@@ -78,17 +78,14 @@ def _pad(trace: Trace, node: Node, placed: Placed) -> Placed | None:
     return Placed(ids)
 
 
-def _padded(node: Node, rank: int) -> Iterator[int]:
-    """Yield the axes that get longer or shorter; all of them where that is computed."""
-    given = [operand(node, at) for at in (1, 3)]
-    pads, axes = (None if tensor is None else value(tensor) for tensor in given)
-    if pads is None or (given[1] is not None and axes is None):
-        yield from range(rank)
-        return
-    which = np.arange(rank) if axes is None else axes % rank
-    for axis, amounts in zip(which, pads.reshape(2, -1).T, strict=True):
-        if amounts.any():
-            yield int(axis)
+def _padded(node: Node, rank: int) -> list[int]:
+    """Return the axes that get longer or shorter; all of them where that is computed."""
+    amounts, given = value(node.inputs[1]), operand(node, 3)
+    axes = np.arange(rank) if given is None else value(given)
+    if amounts is None or axes is None:
+        return list(range(rank))
+    moved = np.any(amounts.reshape(2, -1) != 0, axis=0)
+    return [int(axis) % rank for axis in axes[moved].tolist()]
 
 
 def _bare(trace: Trace, node: Node) -> None:
@@ -100,7 +97,7 @@ def _bare(trace: Trace, node: Node) -> None:
     after = sole_consumer(trace.graph, out)
     if after is not None and after.op == "Mul" and any(map(is_constant, after.inputs)):
         return
-    shape = out.shape or ()
+    shape = list(out.shape or [])
     if len(shape) > 1 and isinstance(shape[1], int):
         ids = trace.source(out, 1, shape[1])
         if ids is not None:

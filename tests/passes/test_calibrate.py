@@ -252,5 +252,5 @@ def test_progress_is_told_for_what_was_given(build):
     feeds = Feeds(lambda: islice(iter(samples(8)), 3), 3)
     state = State(build(CONVS, **CONV_WEIGHTS), CompileConfig(), feeds)
     state.tick = lambda done, total: heard.append((done, total))
-    Calibrate(threads=1).run(state)
+    Calibrate().run(state)
     assert heard == [(1, 3), (2, 3), (3, 3)]

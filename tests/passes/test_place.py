@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qhyvit_onnx.config import CompileConfig, Guard
+from qhyvit_onnx.config import CompileConfig, Folding, Guard, Scope
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import ConfigError, PassError
-from qhyvit_onnx.facts import PLACEMENT, SENSITIVITY, UNITS
+from qhyvit_onnx.facts import FLOAT, PLACEMENT, SENSITIVITY, UNITS
 from qhyvit_onnx.passes.place import Place, worst
 from qhyvit_onnx.pipeline import default_pipeline
 from qhyvit_onnx.state import State
@@ -29,13 +29,21 @@ def place(build):
     """Return a function: body, weights, target -> (placement, state, outcome)."""
 
     def run(
-        body, weights, target=ARM, guard=OFF, exclude=(), shape=SHAPE, count=4, out="a, b, c, d"
+        body,
+        weights,
+        target=ARM,
+        guard=OFF,
+        exclude=(),
+        shape=SHAPE,
+        count=4,
+        out="a, b, c, d",
+        scope=Scope.ALL,
     ):
         dims = ", ".join(str(dim) for dim in shape)
         text = f"g (float[{dims}] x) => (float[{out}] y) {{ {body} }}"
         rng = np.random.default_rng(4)
         feeds = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(count)]
-        config = CompileConfig(guard=guard, exclude=tuple(exclude))
+        config = CompileConfig(guard=guard, exclude=tuple(exclude), folding=Folding(scope=scope))
         state = State(build(text, **weights), config, Feeds.of(feeds))
         for item in default_pipeline(config, target):
             if item.name == "place":
@@ -77,7 +85,7 @@ def test_two_runs_place_the_same(place):
 def test_the_function_is_kept(place, build, run_model, target):
     _, state, _ = place(RESIDUAL, RESIDUAL_WEIGHTS, target, Guard())
     x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
-    want, got = (run_model(m, {"x": x})[0] for m in (state.source, state.model()))
+    want, got = (run_model(m, {"x": x})[0] for m in (state.get(FLOAT), state.model()))
     np.testing.assert_array_equal(got, want)
 
 
@@ -268,7 +276,7 @@ def sensitive_net():
 def test_the_guard_spares_the_layer_that_wrecks_the_output(place):
     body, weights = sensitive_net()
     guard = Guard(max_share=0.25)
-    placement, state, outcome = place(body, weights, guard=guard)
+    placement, state, outcome = place(body, weights, guard=guard, scope=Scope.OFF)
     noise = state.get(SENSITIVITY)
     assert noise.keys() == {f"layer{i}" for i in range(12)}
     # the output of layer 5 has one scale: a step of the large channel swallows the others
@@ -277,6 +285,15 @@ def test_the_guard_spares_the_layer_that_wrecks_the_output(place):
     assert not set(most) & set(placement.int8)
     assert placement.reasons["layer5"].startswith("sensitive: alone it makes ")
     assert "left float by the guard" in outcome.note
+
+
+def test_what_folding_cures_needs_no_guard(place):
+    body, weights = sensitive_net()
+    placement, state, outcome = place(body, weights, guard=Guard(max_share=0.25))
+    assert len(placement.int8) == 12
+    # twelve layers of 8 bits, none worse than the others: below -30 dB each
+    assert max(state.get(SENSITIVITY).values()) < 1e-3
+    assert "guard" not in outcome.note
 
 
 def test_a_quiet_net_needs_no_guard(place):

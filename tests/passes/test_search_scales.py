@@ -6,12 +6,13 @@ import signal
 import numpy as np
 import pytest
 
-from qhyvit_onnx.config import CompileConfig
+from qhyvit_onnx.config import CompileConfig, Folding, Scope
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import PassError
 from qhyvit_onnx.facts import GRIDS
 from qhyvit_onnx.grid import Cure, Grid, grid_for
 from qhyvit_onnx.passes.calibrate import Calibrate
+from qhyvit_onnx.passes.fold_ranges import FoldRanges
 from qhyvit_onnx.passes.search_scales import BIAS_STEPS, PROBABILITY, SearchScales
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import find_target
@@ -42,6 +43,7 @@ def searched(build):
     def run(text, weights, feeds, target=ARM):
         held = State(build(text, **weights), CompileConfig(), Feeds.of(feeds))
         Calibrate().run(held)
+        FoldRanges(Folding(scope=Scope.OFF)).run(held)
         outcome = SearchScales(target).run(held)
         return held.get(GRIDS), outcome, held
 
@@ -294,7 +296,7 @@ def test_a_layer_of_zeros_has_a_scale(searched):
 
 
 def test_without_statistics_it_is_a_bug(build, state):
-    with pytest.raises(PassError, match="'stats' was not given"):
+    with pytest.raises(PassError, match="'ranges' was not given"):
         SearchScales(ARM).run(state(build(CONV, w=(8, 8, 3, 3), b=(8,))))
 
 

@@ -8,7 +8,7 @@ from qhyvit_onnx.config import CompileConfig, Guard
 from qhyvit_onnx.config import Verification as Settings
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import AuditError, PassError
-from qhyvit_onnx.facts import EMITTED, PLACEMENT, UNITS, VERIFICATION, Placement
+from qhyvit_onnx.facts import EMITTED, FLOAT, PLACEMENT, UNITS, VERIFICATION, Placement
 from qhyvit_onnx.graph import import_graph
 from qhyvit_onnx.passes.verify import Verify
 from qhyvit_onnx.pipeline import default_pipeline
@@ -52,9 +52,12 @@ def emitted(build):
 
 @pytest.fixture
 def planted(build):
-    """Return a function: emitted text, float text, units placed int8 -> state to be verified."""
+    """Return a function: emitted text, float text, units placed int8 -> state to be verified.
 
-    def run(text, float_text, int8, **arrays):
+    ``folded`` is the float model after all folds, if that is another one.
+    """
+
+    def run(text, float_text, int8, folded=None, **arrays):
         words = set(text.replace("(", " ").replace(")", " ").replace(",", " ").split())
         model = build(text, **{n: a for n, a in arrays.items() if n in words})
         words = set(float_text.replace("(", " ").replace(")", " ").replace(",", " ").split())
@@ -63,6 +66,7 @@ def planted(build):
         state = State(source, CompileConfig(), Feeds.of(feeds(2, shape)))
         state.put(UNITS, tuple(find_units(state.graph)))
         state.put(PLACEMENT, Placement(tuple(int8), {}, {}))
+        state.put(FLOAT, folded or source)
         state.graph = import_graph(model)
         return state
 
@@ -274,3 +278,66 @@ def test_outputs_of_whole_numbers_are_compared(emitted):
     state = emitted(text)
     Verify(ARM, ONCE).run(state)
     assert set(state.get(VERIFICATION).closeness) == {"y", "best"}
+
+
+@pytest.fixture
+def folded_into(planted, build):
+    """Return a function: body, body after folds -> state to be verified; all in float."""
+
+    def run(before, after, out="float[1, 64, 4, 4] y", **arrays):
+        text = f"g (float[1, 64, 4, 4] x) => ({out}) {{ {before} }}"
+        folded = build(text.replace(before, after), **arrays)
+        return planted(text, text, [], folded=folded, **arrays)
+
+    return run
+
+
+@pytest.mark.parametrize("relative", [3e-4, -1e-2, 1.0])
+def test_folds_that_change_the_function_are_a_bug(folded_into, relative):
+    # normal numbers, 2048 of them: a range of about 7 for 64 x 4 x 4 x 2
+    wrong = np.float32(7 * relative)
+    state = folded_into("y = Add (x, c)", "y = Sub (x, c)", c=-wrong / 2)
+    with pytest.raises(PassError, match="folding changed output 'y' by ") as caught:
+        Verify(ARM, ONCE).run(state)
+    assert "--fold off" in str(caught.value.hint)
+
+
+def test_folds_that_only_round_pass(folded_into):
+    state = folded_into("y = Add (x, c)", "y = Sub (x, c)", c=np.float32(1e-4))  # 3e-5 of the range
+    Verify(ARM, ONCE).run(state)
+    assert state.has(VERIFICATION)
+
+
+def test_one_channel_that_a_fold_spoils_is_found(folded_into):
+    spoiled = np.ones((64, 1, 1), np.float32)
+    spoiled[17] = 1.001
+    state = folded_into("y = Mul (x, o)", "y = Mul (x, s)", o=np.ones((64, 1, 1), "f4"), s=spoiled)
+    with pytest.raises(PassError, match="folding changed output 'y'"):
+        Verify(ARM, ONCE).run(state)
+
+
+@pytest.mark.parametrize(("factor", "fails"), [(1 + 1e-6, False), (1.01, True)])
+def test_a_single_score_is_judged_over_samples(folded_into, factor, fails):
+    before = "m = ReduceMean <axes = [1, 2, 3], keepdims = 0> (x) y = Mul (m, o)"
+    state = folded_into(
+        before, before.replace("o)", "s)"), "float[1] y", o=np.float32(1), s=np.float32(factor)
+    )
+    if fails:
+        with pytest.raises(PassError, match="folding changed output 'y'"):
+            Verify(ARM, ONCE).run(state)
+    else:
+        Verify(ARM, ONCE).run(state)
+
+
+def test_folds_that_make_nan_are_a_bug(folded_into):
+    after = "z = Sub (x, x) n = Div (z, z) y = Add (x, n)"
+    with pytest.raises(PassError, match="by inf of its range"):
+        Verify(ARM, ONCE).run(folded_into("y = Identity (x)", after))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # -inf minus -inf, when outputs are compared
+def test_infinity_stays_where_it_was(folded_into):
+    before = "z = Relu (x) l = Log (z) y = Add (l, z)"  # log 0 = -inf in half of the positions
+    Verify(ARM, ONCE).run(folded_into(before, before))
+    with pytest.raises(PassError, match="by inf of its range"):
+        Verify(ARM, ONCE).run(folded_into(before, "z = Abs (x) l = Log (z) y = Add (l, z)"))
