@@ -88,13 +88,14 @@ def watched(units: Iterable[Unit]) -> dict[str, int]:
     """
     axes: dict[str, int] = {}
     for unit in units:
+        convolves = unit.kind in CONVOLUTIONS
         if unit.kind in LAYERS:  # its weight columns meet these channels: this axis counts
-            axes[unit.inputs[0].name] = 1 if unit.kind in CONVOLUTIONS else -1
+            axes[unit.inputs[0].name] = 1 if convolves else -1
         written = () if unit.may_write_floats else (unit.output,)
         for tensor in (*unit.inputs, *written, *unit.interior):
             source = source_of(tensor)
             if unit.kind is not Kind.PRODUCT or not is_softmax(source):
-                axes.setdefault(tensor.name, _axis_of(tensor))
+                axes.setdefault(tensor.name, 1 if convolves else _axis_of(tensor))
                 axes.setdefault(source.name, _axis_of(source))
     return axes
 

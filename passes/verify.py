@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Proves the emitted model: valid, loadable, on the kernels it was placed on, close to float."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from qhyvit_onnx.audit import Seen, audit
 from qhyvit_onnx.config import Verification as Settings
-from qhyvit_onnx.data import Feeds
+from qhyvit_onnx.data import Feed, Feeds
 from qhyvit_onnx.errors import PassError
 from qhyvit_onnx.evaluate import compare
 from qhyvit_onnx.facts import EMITTED, FLOAT, PLACEMENT, UNITS, VERIFICATION, Verification
@@ -101,21 +102,47 @@ class Verify(Pass):
 
 
 def _check_folds(state: State, samples: Feeds) -> None:
-    """Raise unless the folded float model still computes what the user's model does."""
-    sessions = [Session(model) for model in (state.source, state.get(FLOAT))]
-    runs = [[it.run(feeds) for it in sessions] for feeds in islice(samples, FOLD_SAMPLES)]
-    for name in sessions[0].outputs:
-        pairs = [(before[name], after[name]) for before, after in runs]
-        first = pairs[0][0]
-        if not isinstance(first, np.ndarray) or not np.issubdtype(first.dtype, np.floating):
+    """Raise unless the folded float model still computes what the user's model does.
+
+    A model that amplifies rounding errors, as some do far from the data they were trained on, is
+    allowed what a change of its inputs in the last places does to it.
+    """
+    source, folded = (Session(model) for model in (state.source, state.get(FLOAT)))
+    feeds = list(islice(samples, FOLD_SAMPLES))
+    for name, gap in _gaps(source, folded, feeds, feeds).items():
+        if gap <= FOLD_ERROR:
             continue
-        want, got = (np.concatenate([pair[at].reshape(-1) for pair in pairs]) for at in (0, 1))
-        gap = _gap(want, got)
-        if gap > FOLD_ERROR:
+        unsteady = _gaps(source, source, feeds, [_jittered(feed) for feed in feeds])[name]
+        if gap > max(FOLD_ERROR, 10 * unsteady):
             raise PassError(
                 f"folding changed output {name!r} by {gap:.1e} of its range",
                 hint="compile with --fold off, and report the model",
             )
+
+
+def _gaps(
+    first: Session, second: Session, feeds: Sequence[Feed], others: Sequence[Feed]
+) -> dict[str, float]:
+    """Return how far two sessions are apart in every output of floats, over all samples."""
+    runs = [(first.run(feed), second.run(other)) for feed, other in zip(feeds, others, strict=True)]
+    found = {}
+    for name in first.outputs:
+        pairs = [(before[name], after[name]) for before, after in runs]
+        held = pairs[0][0]
+        if isinstance(held, np.ndarray) and np.issubdtype(held.dtype, np.floating):
+            want, got = (np.concatenate([pair[at].reshape(-1) for pair in pairs]) for at in (0, 1))
+            found[name] = _gap(want, got)
+    return found
+
+
+def _jittered(feed: Feed) -> Feed:
+    """Return a sample whose floats differ by one part in a million."""
+    return {
+        name: (array * np.float32(1 + 2**-20)).astype(array.dtype)
+        if np.issubdtype(array.dtype, np.floating)
+        else array
+        for name, array in feed.items()
+    }
 
 
 def _gap(want: NDArray[np.floating], got: NDArray[np.floating]) -> float:

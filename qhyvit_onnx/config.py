@@ -40,6 +40,10 @@ class Scope(StrEnum):
     ALL = "all"
     """Per-channel scale and shift wherever they lower the error: range folding."""
 
+    def __repr__(self) -> str:
+        """Return the name in the source, so that a pass prints as the call that rebuilds it."""
+        return f"Scope.{self.name}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folding:

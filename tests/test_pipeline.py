@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from qhyvit_onnx.config import CompileConfig, Guard, Search, Verification
+from qhyvit_onnx.config import CompileConfig, Folding, Guard, Scope, Search, Verification
 from qhyvit_onnx.errors import PassError
 from qhyvit_onnx.facts import GRIDS, STATS
 from qhyvit_onnx.passes._base import Outcome, Pass
@@ -18,7 +18,7 @@ ORDER = [
     "normalise", "fold-norms", "layout", "detect-bridges", "calibrate", "fold-ranges", "weigh",
     "search-scales", "reconstruct", "place", "insert-qdq", "verify",
 ]  # fmt: skip
-OFF = {"layout", "fold-ranges", "weigh", "reconstruct"}
+OFF = {"weigh", "reconstruct"}
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class Printed:
     """Names under which a printed pipeline can be evaluated."""
 
     names: ClassVar = {
-        cls.__name__: cls for cls in (Search, Guard, Verification, *map(type, default_pipeline(
-            CompileConfig(), TARGETS[0])))
+        cls.__name__: cls for cls in (Folding, Scope, Search, Guard, Verification,
+                                      *map(type, default_pipeline(CompileConfig(), TARGETS[0])))
     }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ STRENGTHS = ((1.0, 0.0), (0.75, 0.0), (0.5, 0.0), (0.25, 0.0), (0.75, 0.25), (0.
 """(a, b): scale = rms^a / weight^b; (1, 0) makes all channels equally large, (0.5, 0.5) splits the
 burden between activations and weights."""
 
-WORTH = 0.97
+WORTH = 0.9
 """A fold must lower the error of its class at least to this: less is within the model's error."""
 
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from qhyvit_onnx.audit import audit
-from qhyvit_onnx.config import CompileConfig, Guard
+from qhyvit_onnx.config import CompileConfig, Folding, Guard, Scope
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.facts import GRIDS, PLACEMENT, UNITS, Grids, Placement
 from qhyvit_onnx.graph import MOVEMENT
@@ -312,7 +312,8 @@ def emit(build):
             case = CASES[case]
         model = case if isinstance(case, onnx.ModelProto) else build(case.text, **case.weights)
         feeds = drawn_feeds(model, **draw)
-        config = CompileConfig(exclude=exclude, guard=Guard(samples=0))
+        off = Folding(scope=Scope.OFF)  # else other constants than the case has
+        config = CompileConfig(exclude=exclude, guard=Guard(samples=0), folding=off)
         state = State(model, config, Feeds.of(feeds))
         for item in default_pipeline(config, target):
             if item.name == "verify":
