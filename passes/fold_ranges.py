@@ -16,7 +16,7 @@ from qhyvit_onnx.facts import FLOAT, FOLDS, LAYOUT, RANGES, STATS, Fold
 from qhyvit_onnx.graph import tidy
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.passes._base import Outcome, Pass
-from qhyvit_onnx.passes._folding.choice import Choice, Cure, choose
+from qhyvit_onnx.passes._folding.choice import Choice, Remedy, choose
 from qhyvit_onnx.passes._folding.flow import Flow
 from qhyvit_onnx.passes._folding.problem import pose
 from qhyvit_onnx.passes._folding.tracer import trace
@@ -51,8 +51,8 @@ class FoldRanges(Pass):
         state.put(RANGES, ranges)
         state.put(FOLDS, tuple(_fold(choice, stats, ranges) for choice in choices))
         state.put(FLOAT, state.model())
-        done = Counter(str(choice.cure) for choice in choices)
-        changed = done.total() - done[Cure.OFF]
+        done = Counter(str(choice.remedy) for choice in choices)
+        changed = done.total() - done[Remedy.OFF]
         return Outcome(changed, _note(done) if self.folding.scope is Scope.ALL else "off")
 
 
@@ -80,9 +80,9 @@ def _fold(
 ) -> Fold:
     """Return what the report says of a class."""
     cured = [n for n in choice.tensors if before[n].one_sided and not after[n].one_sided]
-    return Fold(choice.tensors, str(choice.cure), choice.before, choice.after, tuple(cured))
+    return Fold(choice.tensors, str(choice.remedy), choice.before, choice.after, tuple(cured))
 
 
 def _note(done: Counter[str]) -> str:
-    kinds = ", ".join(f"{done[cure]} {cure}" for cure in Cure if done[cure])
+    kinds = ", ".join(f"{done[cure]} {cure}" for cure in Remedy if done[cure])
     return f"{done.total()} classes of channels" + (f": {kinds}" if kinds else "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joins the channels of a graph with what calibration saw: the problem that ``_choice`` solves."""
+"""Joins the channels of a graph with what calibration saw: the problem that ``choice`` solves."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,7 +8,7 @@ import numpy as np
 from qhyvit_onnx.graph import Graph, Tensor, producer
 from qhyvit_onnx.kernels.equalize import Moments, weight_of
 from qhyvit_onnx.kernels.observers import TensorStats
-from qhyvit_onnx.passes._folding.choice import Grid, Pairing, Problem, Reading
+from qhyvit_onnx.passes._folding.classes import Grid, Pairing, Problem, Reading
 from qhyvit_onnx.passes._folding.flow import Flow
 from qhyvit_onnx.passes._layers import layer_of
 from qhyvit_onnx.passes._readers import FOREIGN, Ids, Reader

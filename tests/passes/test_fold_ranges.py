@@ -8,10 +8,9 @@ import pytest
 from qhyvit_onnx.config import CompileConfig, Folding, Scope
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.facts import FLOAT, FOLDS, GRIDS, LAYOUT, RANGES, STATS
-from qhyvit_onnx.grid import Cure as GridCure
-from qhyvit_onnx.grid import grid_for
+from qhyvit_onnx.grid import Cure, grid_for
 from qhyvit_onnx.kernels.equalize import growth
-from qhyvit_onnx.passes._folding.choice import Cure, choose
+from qhyvit_onnx.passes._folding.choice import Remedy, choose
 from qhyvit_onnx.passes._folding.problem import pose
 from qhyvit_onnx.passes._folding.tracer import trace
 from qhyvit_onnx.passes._observe import observe, watched
@@ -103,7 +102,7 @@ def test_spread_is_taken_out(build):
     assert spread_of(after) < 4  # what is left is a compromise with the weights
     (item,) = state.get(FOLDS)
     assert item.tensors == ("p",)
-    assert item.cure in {Cure.SCALE, Cure.BOTH}
+    assert item.cure in {Remedy.SCALE, Remedy.BOTH}
     assert item.after < item.before / 5
     assert outcome.changed == 1
     assert outcome.note == f"1 classes of channels: 1 {item.cure}"
@@ -151,7 +150,7 @@ def test_a_one_sided_tensor_is_centred(build):
     assert before.low > 0
     assert after.low < 0 < after.high
     (item,) = state.get(FOLDS)
-    assert item.cure in {Cure.SHIFT, Cure.BOTH}
+    assert item.cure in {Remedy.SHIFT, Remedy.BOTH}
     assert item.shifted == ("p",)
     # the mean of each channel is what was subtracted
     assert np.abs(after.channel_mean).max() < 1e-4 * np.abs(before.channel_mean).max()
@@ -160,13 +159,13 @@ def test_a_one_sided_tensor_is_centred(build):
 def test_the_grid_says_what_cured_it(build):
     state, _ = fold(convs(build, spread=np.ones(C), offset=-SIGMAS))
     SearchScales(find_target("arm64", frozenset())).run(state)
-    assert state.get(GRIDS).activations["p"].cure is GridCure.SHIFT
+    assert state.get(GRIDS).activations["p"].cure is Cure.SHIFT
 
 
 def test_spread_and_offsets_together(build):
     state, outcome = fold(convs(build, offset=SIGMAS))
     (item,) = state.get(FOLDS)
-    assert item.cure == Cure.BOTH
+    assert item.cure == Remedy.BOTH
     assert item.shifted == ("p",)
     assert item.after < item.before / 50
     assert outcome.changed == 1
@@ -378,7 +377,7 @@ def test_offsets_of_keys_and_values_are_taken_out(build, run_model):
     model = attention(build, offset=SIGMAS)
     state, _ = fold(model)
     (item,) = (item for item in state.get(FOLDS) if "t" in item.tensors)
-    assert item.cure in {Cure.SHIFT, Cure.BOTH}
+    assert item.cure in {Remedy.SHIFT, Remedy.BOTH}
     assert item.after < item.before / 30
     before, after = (state.get(fact)["t"].channel_mean for fact in (STATS, RANGES))
     assert np.abs(before[16:]).min() > 10
@@ -454,8 +453,8 @@ def test_the_pass_holds_the_bound(build):
         for bound in (1.0, 1e9)
     )
     assert tight.after > free.after
-    assert tight.cure in {Cure.OFF, Cure.SHIFT}
-    assert free.cure in {Cure.SCALE, Cure.BOTH}
+    assert tight.cure in {Remedy.OFF, Remedy.SHIFT}
+    assert free.cure in {Remedy.SCALE, Remedy.BOTH}
 
 
 def test_what_would_gain_little_is_left(build):
@@ -463,7 +462,7 @@ def test_what_would_gain_little_is_left(build):
     state, outcome = fold(convs(build, spread=np.ones(C)))
     (item,) = state.get(FOLDS)
     assert item.after >= 0.8 * item.before
-    if item.cure == Cure.OFF:
+    if item.cure == Remedy.OFF:
         assert outcome.changed == 0
 
 
@@ -507,7 +506,7 @@ def test_padding_lets_a_scale_through_and_no_shift(build):
         dim.dim_value = 6
     state, _ = fold(model)
     (item,) = state.get(FOLDS)
-    assert item.cure == Cure.SCALE
+    assert item.cure == Remedy.SCALE
     assert item.shifted == ()
 
 
