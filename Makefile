@@ -42,5 +42,5 @@ $(CORE): $(PINS)
 	@touch $@
 
 $(DEV): $(CORE)
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev,torch]'
 	@touch $@
