@@ -113,6 +113,8 @@ class Carrier:
             "QuantizeLinear", tensor, f"{tensor.name}_q", self._pair(grid), np.uint8
         )
         public = is_output(self._graph, tensor) and self._from_integer(tensor)
+        if grid.bits < 8:
+            codes = self._clipped(codes, grid)
         copied = len(plan.floating) > 1 or any(_multiplies(node) for node in plan.floating)
         direct = plan.integer if copied else [*plan.integer, *plan.floating]
         if direct or copied or public:
@@ -128,6 +130,17 @@ class Carrier:
             _rewire(
                 plan.guarded, tensor, self._restore(tensor, codes, "_dq_float", pair, axis=axis)
             )
+
+    def _clipped(self, codes: Tensor, grid: Grid) -> Tensor:
+        """Return ``codes`` saturated to fewer bits; kernels stay fused around a Clip of codes."""
+        bounds = [
+            constant(self._name(f"{codes.name}.{end}"), np.array(code, np.uint8))
+            for end, code in (("lowest", 0), ("highest", grid.top))
+        ]
+        out = variable(self._name(f"{codes.name}_clipped"), codes, dtype=np.uint8)
+        name = self._name(f"{codes.name}/clip")
+        self._graph.nodes.append(make_node("Clip", name, [codes, *bounds], [out]))
+        return out
 
     def _copy_for(self, nodes: Sequence[Node], tensor: Tensor, restored: Tensor) -> None:
         """Let float readers share one copy of ``restored``.

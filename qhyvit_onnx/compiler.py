@@ -97,7 +97,9 @@ def _stamp(
     target: str,
 ) -> None:
     """Write provenance into the metadata: no times, no paths, so equal inputs give equal bytes."""
-    settings: dict[str, Any] = asdict(replace(config, input_shapes=dict(config.input_shapes)))
+    settings: dict[str, Any] = asdict(
+        replace(config, input_shapes=dict(config.input_shapes), bits=dict(config.bits))
+    )
     origin = feeds.origin
     entries = {
         "qhyvit_onnx.version": __version__,

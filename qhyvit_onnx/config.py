@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from qhyvit_onnx.errors import ConfigError
-
-PRECISIONS = ("w8a8",)
-"""Bits of weights and activations that can be emitted today."""
+from qhyvit_onnx.precision import Precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +112,13 @@ class CompileConfig:
     """One compilation, fully described; the default is what the README measures."""
 
     precision: str = "w8a8"
-    """Bits of weights and activations."""
+    """Bits of weights and activations: ``wXaY``, each of 4, 6, 8."""
+
+    edge_precision: str = "w8a8"
+    """The same for the first and the last layer, if it is finer."""
+
+    bits: Mapping[str, str] = field(default_factory=dict)
+    """Precision of single layers, by glob patterns on node names; the last match wins."""
 
     target: str = "auto"
     """Name of a target in ``targets.py``; ``auto`` takes the CPU this runs on."""
@@ -138,11 +142,8 @@ class CompileConfig:
 
     def __post_init__(self) -> None:
         """Reject what no pass could honour."""
-        if self.precision not in PRECISIONS:
-            raise ConfigError(
-                f"precision {self.precision!r} is not available",
-                hint=f"use {', '.join(PRECISIONS)}",
-            )
+        for text in (self.precision, self.edge_precision, *self.bits.values()):
+            Precision.parse(text)
         if self.calib_samples < 1:
             raise ConfigError(f"calib_samples is {self.calib_samples}, need at least 1")
         if self.seed < 0:

@@ -22,7 +22,7 @@ FOLDERS = {
 }
 
 LAYERS = ("foundation", "kernels", "services", "passes", "compilation", "terminal")
-FOUNDATION = {"config", "errors", "grid"}
+FOUNDATION = {"config", "errors", "grid", "precision"}
 COMPILATION = {"", "compiler", "inspection", "pipeline", "report"}  # "": the package's own names
 TERMINAL = {
     "__main__", "bars", "cli", "commands", "drawing", "overview", "progress", "summary", "tables",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from qhyvit_onnx.commands import _options
-from qhyvit_onnx.commands._options import DEFAULTS, STDOUT
-from qhyvit_onnx.config import CompileConfig, Folding, Scope
+from qhyvit_onnx.commands._options import STDOUT
+from qhyvit_onnx.commands._settings import settings
+from qhyvit_onnx.config import CompileConfig
 
 if TYPE_CHECKING:
     from qhyvit_onnx.compiler import Compiled
@@ -45,39 +46,8 @@ class Files:
     help="Folder of images, image, .npy, .npz, folder of those, or the word random. "
     "Without it a few bundled images are used: for a first look only.",
 )
-@click.option(
-    "--calib-samples",
-    type=int,
-    default=DEFAULTS.calib_samples,
-    show_default=True,
-    help="Samples used at most.",
-)
 @_options.preprocess
-@click.option(
-    "--precision",
-    default=DEFAULTS.precision,
-    show_default=True,
-    help="Bits of weights and activations.",
-)
-@_options.target
-@click.option(
-    "--fold",
-    type=click.Choice(list(Scope)),
-    default=DEFAULTS.folding.scope,
-    show_default=True,
-    help="What is folded into neighbouring layers: off (BatchNormalization and constant scales "
-    "only), norms (LayerNorm and GroupNorm too), all (scale and shift of single channels too).",
-)
-@click.option(
-    "--exclude",
-    "--nodes-to-exclude",
-    "exclude",
-    multiple=True,
-    metavar="GLOB",
-    help="Nodes that stay float, by name; may be repeated.",
-)
-@_options.input_shape
-@_options.seed
+@settings
 @_options.json_out
 @click.option("--dry-run", is_flag=True, help="Do all the work, write no file.")
 @click.option("-v", "--verbose", is_flag=True, help="Say where each unit went, and near-misses.")
@@ -88,14 +58,8 @@ def command(
     output: Path | None,
     overwrite: bool,
     calib: str | None,
-    calib_samples: int,
     preprocess: str | None,
-    precision: str,
-    target: str,
-    fold: Scope,
-    exclude: tuple[str, ...],
-    input_shapes: tuple[str, ...],
-    seed: int,
+    config: CompileConfig,
     json_out: str | None,
     dry_run: bool,
     verbose: bool,
@@ -107,15 +71,6 @@ def command(
     """
     from qhyvit_onnx.compiler import compile_model
 
-    config = CompileConfig(
-        precision=precision,
-        target=target,
-        folding=Folding(scope=fold),
-        exclude=exclude,
-        input_shapes=_options.shapes(input_shapes),
-        calib_samples=calib_samples,
-        seed=seed,
-    )
     files = None if dry_run else _plan(model, output, json_out, calib, overwrite=overwrite)
     with _progress(_loudness(quiet=quiet, verbose=verbose)) as progress:
         compiled = compile_model(model, calib, config, preprocess=preprocess, watcher=progress)

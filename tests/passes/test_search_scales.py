@@ -13,7 +13,7 @@ from qhyvit_onnx.facts import GRIDS
 from qhyvit_onnx.grid import Cure, Grid, grid_for
 from qhyvit_onnx.passes.calibrate import Calibrate
 from qhyvit_onnx.passes.fold_ranges import FoldRanges
-from qhyvit_onnx.passes.search_scales import BIAS_STEPS, PROBABILITY, SearchScales
+from qhyvit_onnx.passes.search_scales import BIAS_STEPS, SearchScales
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import find_target
 
@@ -188,8 +188,7 @@ def test_a_softmax_has_the_grid_of_its_kernel(searched):
     feeds = samples(shape=(1, 6, 8))
     text = text.replace("MatMul (r, x)", "Mul (r, x)")
     grids, _, _ = searched(text, {"shape": np.int64([1, 6, 8])}, feeds)
-    assert grids.activations["p"] == grids.activations["r"] == PROBABILITY
-    assert (PROBABILITY.scale, PROBABILITY.zero_point) == (1 / 256, 0)
+    assert grids.activations["p"] == grids.activations["r"] == Grid(1 / 256, 0)
 
 
 @pytest.mark.parametrize(
