@@ -9,6 +9,7 @@ import torch
 from dynamic_relu import DynamicReLU
 from mobile_former import MobileFormer
 from mobile_former_sizes import CONFIGS, SIDE
+from torch import library as operators
 from torch import nn
 from zoo_pictures import Batch
 
@@ -28,7 +29,7 @@ MODELS = (
 SEED = 0
 SETTLE_BATCH = 16
 GAIN, BEND = 0.5, 2.0  # spread of a linear layer's outputs over that of its inputs
-SCHEMAS: list[torch.library.Library] = []  # a schema goes when its library does
+SCHEMAS: list[operators.Library] = []  # a schema goes when its library does
 
 
 @cache
@@ -41,10 +42,10 @@ def load_timm() -> ModuleType:
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        SCHEMAS.append(library)
+        held = operators.Library("torchvision", "DEF")
+        held.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        held.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        SCHEMAS.append(held)
     timm = importlib.import_module("timm")
     timm.layers.set_fused_attn(False)
     return timm
