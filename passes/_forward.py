@@ -4,7 +4,7 @@
 All or none: a norm whose output anything but a layer reads keeps its constants.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -13,19 +13,15 @@ from qhyvit_onnx.composites import find_composites
 from qhyvit_onnx.graph import (
     Graph,
     Node,
-    Tensor,
     bypass,
     can_redirect,
-    constant,
-    fresh,
-    make_node,
     operand,
     remove_node,
     value,
-    variable,
 )
 from qhyvit_onnx.kernels.norms import Affine, absorb_affine
 from qhyvit_onnx.passes._affine import Scaling, scaling
+from qhyvit_onnx.passes._affine_nodes import write_affine
 from qhyvit_onnx.passes._layers import carries_bias, host_at, layer_of, renewed, write_layer
 from qhyvit_onnx.passes._readers import FOREIGN, Moves, Reader, readers_of
 from qhyvit_onnx.pattern import Miss
@@ -141,23 +137,5 @@ def renamed(moves: Moves, old: Collection[str], new: str) -> Moves:
 def spell_out(graph: Graph, found: Scaling, taken: set[str]) -> None:
     """Write a BatchNormalization that has no layer beside it as one Mul and one Add."""
     node, out = found.node, found.node.outputs[0]
-    rank = len(out.shape)
-    tensor = found.input
-    at = next(i for i, held in enumerate(graph.nodes) if held is node)
-    inner = variable(fresh(f"{out.name}.scaled", taken), out)
-    taken.add(inner.name)
     remove_node(graph, node)
-    for op, array, result in _steps(found.affine, inner, out):
-        name = fresh(f"{node.name}.{op.lower()}", taken)
-        taken.add(name)
-        held_name = fresh(f"{name}.constant", taken)
-        taken.add(held_name)
-        shape = (1, -1, *(1,) * (rank - 2))
-        held = constant(held_name, array.astype(out.dtype or np.float32).reshape(shape))
-        graph.nodes.insert(at, make_node(op, name, [tensor, held], [result]))
-        tensor, at = result, at + 1
-
-
-def _steps(affine: Affine, inner: Tensor, out: Tensor) -> Iterator[tuple[str, np.ndarray, Tensor]]:
-    yield "Mul", affine.gain, inner
-    yield "Add", affine.offset, out
+    write_affine(graph, found.input, out, found.affine, axis=1, stem=node.name, taken=taken)

@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhyvit_onnx.config import CompileConfig, Search
+from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.facts import FOLDS, GRIDS, RANGES, Grids
 from qhyvit_onnx.graph import Tensor, value
 from qhyvit_onnx.grid import Cure, Grid, WeightGrid, grid_for, symmetric_grid
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.kernels.scales import pair_safe_scale, range_error, search_range, weight_scale
 from qhyvit_onnx.passes._base import Outcome, Pass
+from qhyvit_onnx.passes._board import unmatched
 from qhyvit_onnx.precision import Widths
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import Target
@@ -100,6 +102,8 @@ class SearchScales(Pass):
 def widths_of(config: CompileConfig, units: Sequence[Unit]) -> Widths:
     """Return the precision of every layer."""
     layers = [unit.name for unit in units if unit.kind in LAYERS]
+    if missing := unmatched(list(config.bits), layers):
+        raise ConfigError(f"--bits {missing[0]!r} matches no layer", hint="see qhv-onnx inspect -v")
     return Widths.of(config.precision, config.edge_precision, config.bits, layers)
 
 

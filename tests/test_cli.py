@@ -237,6 +237,7 @@ def test_report_over_the_model(refused):
         ("arm64", ["compile", "net.onnx", "--target", "z80"]),
         ("calib_samples", ["compile", "net.onnx", "--calib-samples", "0"]),
         ("'nope*'", ["compile", "net.onnx", "--calib", "calib.npz", "--exclude", "nope*", "-q"]),
+        ("'nope*'", ["compile", "net.onnx", "--calib", "calib.npz", "--bits", "nope*=w4a8", "-q"]),
         ("fancy", ["compile", "net.onnx", "--calib", "images", "--preprocess", "fancy"]),
         ("--data", ["eval", "net.onnx", "net.onnx"]),
     ],

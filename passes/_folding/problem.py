@@ -24,11 +24,14 @@ def pose(graph: Graph, flow: Flow, stats: Seen, max_growth: float) -> Problem:
     seen = _moments(tensors, flow, stats)
     known = np.isfinite(seen.low)
     grids = {grid.name: grid for grid in _grids(tensors, flow, stats, known)}
-    readings = [
-        Reading(grids[name], weight_of(*_outputs_first(reader), _groups(reader)))
-        for tensor, reader in flow.readers
-        if (name := _owner(tensors[tensor], flow).name) in grids and known[reader.ids].all()
-    ]
+    readings = []
+    for tensor, reader in flow.readers:
+        name = _owner(tensors[tensor], flow).name
+        if name in grids and known[reader.ids].all():
+            weight = weight_of(*_outputs_first(reader), _groups(reader))
+            readings.append(Reading(grids[name], weight))
+        else:
+            flow.block(reader.ids)  # what a fold does to this layer could not be judged
     pairings = list(_pairings(flow, grids, known))
     return Problem(flow, flow.solved(), seen, tuple(grids.values()), readings, pairings, max_growth)
 

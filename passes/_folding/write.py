@@ -8,16 +8,15 @@ import numpy as np
 from qhyvit_onnx.graph import (
     Graph,
     Node,
-    constant,
     fresh,
     is_constant,
-    make_node,
     names,
     operand,
     value,
     variable,
 )
 from qhyvit_onnx.kernels.norms import Affine, absorb_affine, fold_affine
+from qhyvit_onnx.passes._affine_nodes import lying, write_affine
 from qhyvit_onnx.passes._folding.flow import Floats, Flow, Held, Source
 from qhyvit_onnx.passes._layers import Host, host_at, layer_of, renewed, write_layer
 from qhyvit_onnx.passes._readers import Ids, Reader
@@ -98,27 +97,19 @@ class Writer:
             at = next(i for i, tensor in enumerate(node.inputs) if is_constant(tensor))
             held = np.asarray(value(node.inputs[at]), np.float64)
             rank = max(held.ndim, len(source.tensor.shape))
-            total = held * _lying(factor, source.axis, rank) + _lying(added, source.axis, rank)
+            total = held * lying(factor, source.axis, rank) + lying(added, source.axis, rank)
             array = total.astype(node.inputs[at].dtype)
             node.inputs[at] = renewed(node.inputs[at].name, array, self._taken)
 
     def _put_behind(self, source: Source, affine: Affine) -> None:
         """Put a Mul and an Add behind a norm that has neither."""
-        old, rank = source.tensor, len(source.tensor.shape)
-        maker = old.inputs[0]
-        tensor = variable(self._name(f"{old.name}.normalised"), old)
-        maker.outputs = [tensor if out is old else out for out in maker.outputs]
-        steps = [(op, array) for op, array, idle in (
-            ("Mul", affine.gain, 1.0), ("Add", affine.offset, 0.0)
-        ) if np.any(array != idle)]  # fmt: skip
-        for op, array in steps:
-            last = op == steps[-1][0]
-            out = old if last else variable(self._name(f"{old.name}.scaled"), old)
-            name = self._name(f"{maker.name}.{op.lower()}")
-            number = _lying(array, source.axis, rank).astype(old.dtype or np.float32)
-            held = constant(self._name(f"{name}.constant"), number)
-            self._graph.nodes.append(make_node(op, name, [tensor, held], [out]))
-            tensor = out
+        old, maker = source.tensor, source.tensor.inputs[0]
+        bare = variable(fresh(f"{old.name}.normalised", self._taken), old)
+        self._taken.add(bare.name)
+        maker.outputs = [bare if out is old else out for out in maker.outputs]
+        write_affine(
+            self._graph, bare, old, affine, axis=source.axis, stem=maker.name, taken=self._taken
+        )
 
     def _give_back(self, reader: Reader) -> None:
         """Let a reader compute with scale * x' + shift."""
@@ -139,15 +130,3 @@ class Writer:
         found = host_at(self._graph, host.node)
         assert not isinstance(found, Miss), found
         return found
-
-    def _name(self, wanted: str) -> str:
-        name = fresh(wanted, self._taken)
-        self._taken.add(name)
-        return name
-
-
-def _lying(values: Floats, axis: int, rank: int) -> Floats:
-    """Return one number a channel as an array of ``rank`` dims, along ``axis``."""
-    shape = [1] * rank
-    shape[axis - rank] = values.size
-    return values.reshape(shape)

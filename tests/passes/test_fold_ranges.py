@@ -568,3 +568,18 @@ def test_weights_shared_by_two_layers_part(build, run_model):
 def test_two_runs_choose_the_same(build):
     models = [fold(attention(build, key=5.0, offset=3.0))[0].get(FLOAT) for _ in range(2)]
     assert models[0] == models[1]
+
+
+def test_a_layer_that_was_not_seen_is_left_alone(build):
+    # what a fold does to its weights cannot be judged, so its channels take none
+    model = convs(build)
+    state = calibrated(model, feeds_of(model))
+    stats = dict(state.get(STATS))
+    flows = [trace(state.graph, state.get(LAYOUT).moves) for _ in range(2)]
+    seen = pose(state.graph, flows[0], stats, 4.0)
+    (_, reader), *_ = [held for held in flows[0].readers if held[0] == "p"]
+    assert not seen.freedom.fixed[reader.ids].any()
+    del stats["p"]
+    unseen = pose(state.graph, flows[1], stats, 4.0)
+    assert unseen.freedom.fixed[reader.ids].all()
+    assert unseen.freedom.pinned[reader.ids].all()
