@@ -18,7 +18,6 @@ from onnx import helper, numpy_helper
 
 from qhyvit_onnx.data import Feed
 from qhyvit_onnx.facts import Grids
-from qhyvit_onnx.graph import value
 from qhyvit_onnx.grid import Grid
 from qhyvit_onnx.runtime import Options, Session
 from qhyvit_onnx.units import Unit
@@ -154,7 +153,7 @@ class _TwinWriter:
 
     def _weight(self, unit: Unit) -> str:
         name = f"{unit.name}.weight{_TWIN}"
-        rounded = self._grids.weights[unit.name].fake(np.asarray(value(unit.weight)))
+        rounded = self._grids.weight_of(unit)
         self._graph.initializer.append(numpy_helper.from_array(rounded, name))
         return name
 

@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhyvit_onnx.facts import Grids
-from qhyvit_onnx.graph import Graph, Tensor, constant, fresh, make_node, names, value, variable
+from qhyvit_onnx.graph import Graph, Tensor, constant, fresh, make_node, names, variable
 from qhyvit_onnx.grid import WeightGrid
 from qhyvit_onnx.units import Kind, Unit
 
@@ -20,9 +20,7 @@ class WeightWriter:
     def write(self, unit: Unit) -> None:
         """Put the weight and the bias of ``unit`` behind DQ."""
         grid = self._grids.weights[unit.name]
-        weight = value(unit.weight)
-        assert weight is not None
-        codes = grid.codes(weight)
+        codes = self._grids.codes_of(unit)
         unit.node.inputs[1] = self._behind_dq(f"{unit.name}.weight", codes, grid.scale, grid.axis)
         if unit.bias is not None:
             fused = unit.kind is not Kind.MATMUL or _becomes_gemm(unit)
@@ -32,7 +30,7 @@ class WeightWriter:
 
     def _bias(self, unit: Unit, grid: WeightGrid) -> Tensor:
         """Return the bias as int32 codes of ``s_x * s_w[c]``: any other scale is wrong in QGemm."""
-        bias = np.asarray(value(unit.bias), np.float64).reshape(-1)
+        bias = self._grids.bias_of(unit).astype(np.float64).reshape(-1)
         step = np.float32(self._grids.activations[unit.inputs[0].name].scale) * grid.scale
         step = np.broadcast_to(step, bias.shape).astype(np.float32)
         codes = np.rint(bias / step).astype(np.int32)
@@ -40,10 +38,9 @@ class WeightWriter:
 
     def _float_bias(self, unit: Unit) -> Tensor:
         """Return the bias as (1, ..., 1, N): added in float, and no pattern of a float Gemm."""
-        rank = len(unit.inputs[0].shape or ())
+        rank, bias = len(unit.inputs[0].shape or ()), self._grids.bias_of(unit)
         if not rank:  # onnxruntime needs the shape for that pattern too
-            return unit.bias
-        bias = np.asarray(value(unit.bias))
+            return constant(self._name(f"{unit.name}.bias"), bias)
         return constant(self._name(f"{unit.name}.bias"), bias.reshape(*(1,) * (rank - 1), -1))
 
     def _behind_dq(

@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+from qhyvit_onnx.facts import GRIDS, SEARCHED
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.state import State
 
@@ -13,7 +14,10 @@ class Reconstruct(Pass):
 
     name = "reconstruct"
     summary = "learned rounding and scales, block by block"
+    needs = (SEARCHED,)
+    gives = (GRIDS,)
 
     def run(self, state: State) -> Outcome:
-        """Change nothing."""
+        """Put GRIDS; the graph stays as it is."""
+        state.put(GRIDS, state.get(SEARCHED))
         return Outcome(0, "off (not built yet: weights are rounded to nearest)")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from qhyvit_onnx.config import CompileConfig, Search
 from qhyvit_onnx.errors import ConfigError
-from qhyvit_onnx.facts import FOLDS, GRIDS, RANGES, Grids
+from qhyvit_onnx.facts import FOLDS, RANGES, SEARCHED, Grids
 from qhyvit_onnx.graph import Tensor, value
 from qhyvit_onnx.grid import Cure, Grid, WeightGrid, grid_for, symmetric_grid
 from qhyvit_onnx.kernels.observers import TensorStats
@@ -38,10 +38,10 @@ class SearchScales(Pass):
     name = "search-scales"
     summary = "scale and zero point per tensor, scale per weight channel, by least squared error"
     needs = (RANGES, FOLDS)
-    gives = (GRIDS,)
+    gives = (SEARCHED,)
 
     def run(self, state: State) -> Outcome:
-        """Put GRIDS."""
+        """Put SEARCHED."""
         stats, units = state.get(RANGES), find_units(state.graph)
         borders = [t for unit in units for t in (*unit.inputs, unit.output, *unit.interior)]
         sources = [source_of(tensor) for tensor in borders]
@@ -63,7 +63,7 @@ class SearchScales(Pass):
             for unit in units
             if unit.kind in LAYERS
         }
-        state.put(GRIDS, Grids(activations, weights))
+        state.put(SEARCHED, Grids(activations, weights))
         cured = sum(grid.cure is not Cure.NONE for grid in activations.values())
         return Outcome(
             0, f"{len(activations)} activation grids ({cured} cured), {len(weights)} weights"

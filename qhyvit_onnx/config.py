@@ -59,6 +59,38 @@ class Folding:
             raise ConfigError(f"folding.max_growth is {self.max_growth}, need 1 or more")
 
 
+class Effort(StrEnum):
+    """How much work goes into accuracy; each does what the one before does."""
+
+    FAST = "fast"
+    """Closed forms on statistics: no gradients, no torch."""
+    DEFAULT = "default"
+    """Errors weighted by what the output suffers from them; learned rounding below 8 bits."""
+    MAX = "max"
+    """Learned rounding at any precision, and for longer."""
+
+    def __repr__(self) -> str:
+        """Return the name in the source, so that a pass prints as the call that rebuilds it."""
+        return f"Effort.{self.name}"
+
+
+class Extent(StrEnum):
+    """How much of the network is placed on integer kernels."""
+
+    FAST = "fast"
+    """What is faster there on the target."""
+    FULL = "full"
+    """Everything that has an integer kernel, Softmax too: what papers call full quantization."""
+
+    def __repr__(self) -> str:
+        """Return the name in the source, so that a pass prints as the call that rebuilds it."""
+        return f"Extent.{self.name}"
+
+
+DEVICES = ("auto", "cpu", "cuda")
+"""Where rounding is learned; auto takes a GPU when torch sees one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
     """When a unit stays float because the output is measured to depend on it."""
@@ -120,6 +152,18 @@ class CompileConfig:
     bits: Mapping[str, str] = field(default_factory=dict)
     """Precision of single layers, by glob patterns on node names; the last match wins."""
 
+    recipe: str = "qhv"
+    """Name of a recipe in ``recipes.py``: how grids are searched."""
+
+    effort: Effort | None = None
+    """None takes DEFAULT where torch is installed, else FAST."""
+
+    device: str = "auto"
+    """Where gradients are computed and rounding is learned."""
+
+    placement: Extent = Extent.FAST
+    """How much runs on integer kernels."""
+
     target: str = "auto"
     """Name of a target in ``targets.py``; ``auto`` takes the CPU this runs on."""
 
@@ -144,6 +188,8 @@ class CompileConfig:
         """Reject what no pass could honour."""
         for text in (self.precision, self.edge_precision, *self.bits.values()):
             Precision.parse(text)
+        if self.device not in DEVICES:
+            raise ConfigError(f"device is {self.device!r}, need one of {', '.join(DEVICES)}")
         if self.calib_samples < 1:
             raise ConfigError(f"calib_samples is {self.calib_samples}, need at least 1")
         if self.seed < 0:

@@ -2,12 +2,16 @@
 """What passes learn and hand on: the typed facts, one line each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
+from qhyvit_onnx.graph import value
 from qhyvit_onnx.grid import Grid, WeightGrid
+from qhyvit_onnx.kernels.evidence import Evidence
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.layout.chains import Layout
 from qhyvit_onnx.metrics import Closeness
@@ -82,6 +86,26 @@ class Grids:
     activations: Mapping[str, Grid]
     weights: Mapping[str, WeightGrid]
     """By node name."""
+    codes: Mapping[str, NDArray[np.int8]] = field(default_factory=dict)
+    """Learned rounding, by node name, in the shape of the weight; the others round to nearest."""
+    biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Corrected biases, by node name, in the shape of the bias; the others stay as they are."""
+
+    def codes_of(self, unit: Unit) -> NDArray[np.int8]:
+        """Return the int8 codes of the weight of a layer."""
+        if unit.name in self.codes:
+            return self.codes[unit.name]
+        return self.weights[unit.name].codes(np.asarray(value(unit.weight)))
+
+    def weight_of(self, unit: Unit) -> NDArray[np.float32]:
+        """Return the weight of a layer as its integer kernel sees it, in floats."""
+        steps = self.weights[unit.name].spread(len(unit.weight.shape))
+        rounded: NDArray[np.float32] = (self.codes_of(unit) * steps).astype(np.float32)
+        return rounded
+
+    def bias_of(self, unit: Unit) -> NDArray[np.float32]:
+        """Return the bias of a layer that has one, in floats."""
+        return self.biases.get(unit.name, np.asarray(value(unit.bias)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +149,11 @@ RANGES: Fact[Mapping[str, TensorStats]] = Fact("ranges")
 """Statistics after range folding: what grids are made from."""
 FLOAT: Fact[onnx.ModelProto] = Fact("float")
 """The float model that is quantized: every fold done, nothing rounded."""
+EVIDENCE: Fact[Evidence] = Fact("evidence")
+SEARCHED: Fact[Grids] = Fact("searched")
+"""What the search of scales found."""
 GRIDS: Fact[Grids] = Fact("grids")
+"""What is emitted: the searched grids, or what was learned from there."""
 SENSITIVITY: Fact[Mapping[str, float]] = Fact("sensitivity")
 """Unit name to squared output error over squared output when that unit alone is quantized."""
 UNITS: Fact[tuple[Unit, ...]] = Fact("units")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from qhyvit_onnx.facts import FOLDS, GRIDS, RANGES, STATS
+from qhyvit_onnx.facts import FOLDS, RANGES, SEARCHED, STATS
 from qhyvit_onnx.graph import Tensor
 from qhyvit_onnx.grid import Cure
 from qhyvit_onnx.inspection.records import Observed, OneSided, Spread
@@ -56,7 +56,7 @@ def lost(low: float, high: float) -> float:
 
 def _gridded(state: State) -> list[str]:
     """Return the tensors that get a grid of their own, seen before and after folding."""
-    grids, before, after = state.get(GRIDS).activations, state.get(STATS), state.get(RANGES)
+    grids, before, after = state.get(SEARCHED).activations, state.get(STATS), state.get(RANGES)
     owners = _owners(state.graph.tensors(), grids)
     return [name for name in dict.fromkeys(owners) if name in before and name in after]
 
@@ -85,5 +85,5 @@ def _spread(state: State, name: str, region: int | None) -> Spread:
 
 
 def _one_sided(state: State, name: str, region: int | None) -> OneSided:
-    seen, grid = state.get(STATS)[name], state.get(GRIDS).activations[name]
+    seen, grid = state.get(STATS)[name], state.get(SEARCHED).activations[name]
     return OneSided(tensor=name, region=region, low=seen.low, high=seen.high, cure=str(grid.cure))

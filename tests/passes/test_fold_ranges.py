@@ -7,7 +7,7 @@ import pytest
 
 from qhyvit_onnx.config import CompileConfig, Folding, Scope
 from qhyvit_onnx.data import Feeds
-from qhyvit_onnx.facts import FLOAT, FOLDS, GRIDS, LAYOUT, RANGES, STATS
+from qhyvit_onnx.facts import FLOAT, FOLDS, LAYOUT, RANGES, SEARCHED, STATS
 from qhyvit_onnx.grid import Cure, grid_for
 from qhyvit_onnx.kernels.equalize import growth
 from qhyvit_onnx.passes._folding.choice import Remedy, choose
@@ -159,7 +159,7 @@ def test_a_one_sided_tensor_is_centred(build):
 def test_the_grid_says_what_cured_it(build):
     state, _ = fold(convs(build, spread=np.ones(C), offset=-SIGMAS))
     SearchScales(find_target("arm64", frozenset())).run(state)
-    assert state.get(GRIDS).activations["p"].cure is Cure.SHIFT
+    assert state.get(SEARCHED).activations["p"].cure is Cure.SHIFT
 
 
 def test_spread_and_offsets_together(build):

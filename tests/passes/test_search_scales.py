@@ -9,7 +9,7 @@ import pytest
 from qhyvit_onnx.config import CompileConfig, Folding, Scope
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import PassError
-from qhyvit_onnx.facts import GRIDS
+from qhyvit_onnx.facts import SEARCHED
 from qhyvit_onnx.grid import Cure, Grid, grid_for
 from qhyvit_onnx.passes.calibrate import Calibrate
 from qhyvit_onnx.passes.fold_ranges import FoldRanges
@@ -45,7 +45,7 @@ def searched(build):
         Calibrate().run(held)
         FoldRanges(Folding(scope=Scope.OFF)).run(held)
         outcome = SearchScales(target).run(held)
-        return held.get(GRIDS), outcome, held
+        return held.get(SEARCHED), outcome, held
 
     return run
 
