@@ -41,6 +41,12 @@ def fake_quantize(
     return found
 
 
+def round_through(x: Tensor) -> Tensor:
+    """Return rint(x), half to even; its gradient is that of x (straight through)."""
+    rounded: Tensor = x + (torch.round(x) - x).detach()
+    return rounded
+
+
 def _column(x: Tensor, axis: int | None) -> tuple[int, ...]:
     """Return the shape in which numbers along ``axis`` broadcast to x."""
     if axis is None:

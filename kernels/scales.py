@@ -11,6 +11,9 @@ Doubles = NDArray[np.float64]
 NEGLIGIBLE = 1e-20
 """A row whose weights are all below this is a row of zeros: its scale would be denormal."""
 
+CELLS, LEAST = 24, 0.05
+"""Cells in which gains are averaged by value, and the least weight of one."""
+
 
 def search_range(
     centers: Doubles,
@@ -46,6 +49,32 @@ def search_range(
     error = below[:, None] + above[None, :] + np.maximum(inside, 0.0) * steps**2 / 12.0
     i, j = np.unravel_index(int(np.argmin(error)), error.shape)
     return float(lows[i]), float(highs[j])
+
+
+def weighted_counts(centers: Doubles, counts: Doubles, values: Floats, gains: Floats) -> Doubles:
+    """Return ``counts`` times what an error costs at values of that size, 1 on average.
+
+    The gains of single places are as uncertain as they are large, and the rare values that clip
+    points are about are hardly among them. So the histogram says how often a value occurs, and
+    the places say what an error there costs on average: in cells that hold equally many of them,
+    and never below a twentieth of the mean. Beyond the places the last cell counts.
+
+    Shapes:
+        centers, counts (bins,); values, gains of one shape: places where both are known.
+
+    Units:
+        gains are squared gradients: an error e costs ``gains * e ** 2``.
+    """
+    known = values != 0.0  # zero is a code of every grid
+    seen, cost = values[known].astype(np.float64), gains[known].astype(np.float64)
+    if not seen.size or not cost.sum() > 0.0:
+        return counts
+    edges = np.unique(np.quantile(seen, np.linspace(0.0, 1.0, CELLS + 1)))[1:-1]
+    cells = np.searchsorted(edges, seen, side="right")
+    sizes = np.bincount(cells, minlength=len(edges) + 1)
+    means = np.bincount(cells, cost, len(edges) + 1) / np.maximum(sizes, 1) / cost.mean()
+    weights: Doubles = np.maximum(means, LEAST)[np.searchsorted(edges, centers, side="right")]
+    return counts * weights
 
 
 def range_error(centers: Doubles, counts: Doubles, low: float, high: float, steps: int) -> float:

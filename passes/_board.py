@@ -8,6 +8,7 @@ from math import prod
 from qhyvit_onnx.facts import Placement
 from qhyvit_onnx.graph import Graph, Node, Tensor, is_output, producer
 from qhyvit_onnx.kernels.observers import TensorStats
+from qhyvit_onnx.passes._limits import limit_of
 from qhyvit_onnx.targets import Rule, Target
 from qhyvit_onnx.units import CONVOLUTIONS, Unit, is_softmax, moves, readers, source_of
 
@@ -26,7 +27,7 @@ class Board:
     def choose(self, stats: Mapping[str, TensorStats], exclude: Sequence[str] = ()) -> None:
         """Choose by the target's table without what ``exclude`` names, then settle neighbours."""
         for unit in self.units:
-            reason = _excluded(unit, exclude) or self._too_small(unit, stats)
+            reason = _excluded(unit, exclude) or self._refusal(unit, stats)
             if reason:
                 self.reasons[unit.name] = reason
             else:
@@ -66,12 +67,14 @@ class Board:
         order = tuple(unit.name for unit in self.units if unit.name in self.chosen)
         return Placement(order, sources, dict(self.reasons))
 
-    def _too_small(self, unit: Unit, stats: Mapping[str, TensorStats]) -> str:
+    def _refusal(self, unit: Unit, stats: Mapping[str, TensorStats]) -> str:
         row = self.target.rows[unit.kind]
         if row.rule is Rule.NEVER:
             return row.reason
         if any(not is_softmax(t) and t.name not in stats for t in map(source_of, unit.inputs)):
             return "no range is known for what it reads: empty, or not finite"
+        if reason := limit_of(unit, stats):
+            return reason
         if row.min_reuse and (reuse := _reuse(unit, stats)) < row.min_reuse:
             return (
                 f"{reuse:.0f} multiply-adds per element: conversion would cost more than int8 saves"

@@ -83,8 +83,8 @@ def watched(units: Iterable[Unit]) -> dict[str, int]:
     """Return the tensors to watch, each with its channel axis.
 
     What a kernel reads, seen through data movement, and what it writes as codes. A tensor that a
-    kernel writes as floats is watched only if another kernel reads it; a softmax that enters a
-    product (attention) never: it is large, and its grid is fixed.
+    kernel writes as floats is watched only if another kernel reads it; what a softmax writes only
+    if something else than a product (attention) reads it: it is large, and its grid is fixed.
     """
     axes: dict[str, int] = {}
     for unit in units:
@@ -94,7 +94,7 @@ def watched(units: Iterable[Unit]) -> dict[str, int]:
         written = () if unit.may_write_floats else (unit.output,)
         for tensor in (*unit.inputs, *written, *unit.interior):
             source = source_of(tensor)
-            if unit.kind is not Kind.PRODUCT or not is_softmax(source):
+            if unit.kind not in {Kind.PRODUCT, Kind.SOFTMAX} or not is_softmax(source):
                 axes.setdefault(tensor.name, 1 if convolves else _axis_of(tensor))
                 axes.setdefault(source.name, _axis_of(source))
     return axes

@@ -23,8 +23,7 @@ class WeightWriter:
         codes = self._grids.codes_of(unit)
         unit.node.inputs[1] = self._behind_dq(f"{unit.name}.weight", codes, grid.scale, grid.axis)
         if unit.bias is not None:
-            fused = unit.kind is not Kind.MATMUL or _becomes_gemm(unit)
-            bias = self._bias(unit, grid) if fused else self._float_bias(unit)
+            bias = self._bias(unit, grid) if rounds_bias(unit) else self._float_bias(unit)
             holder = unit.nodes[1] if unit.kind is Kind.MATMUL else unit.node
             holder.inputs = [bias if tensor is unit.bias else tensor for tensor in holder.inputs]
 
@@ -64,10 +63,13 @@ class WeightWriter:
         return name
 
 
-def _becomes_gemm(unit: Unit) -> bool:
-    """Tell whether onnxruntime rewrites this MatMul + Add to QGemm, whose bias is int32.
+def rounds_bias(unit: Unit) -> bool:
+    """Tell whether the bias of an int8 layer becomes int32: it is added as floats otherwise.
 
-    It does so for matrices, and for more dims only when it knows all of them.
+    onnxruntime rewrites MatMul + Add to QGemm for matrices, and for more dims only when it knows
+    all of them.
     """
+    if unit.kind is not Kind.MATMUL:
+        return True
     shape = list(unit.inputs[0].shape or ())
     return len(shape) == 2 or (bool(shape) and all(isinstance(dim, int) for dim in shape))

@@ -11,7 +11,9 @@ from qhyvit_onnx.facts import GRIDS, PLACEMENT
 from qhyvit_onnx.graph import tidy
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._carry import Carrier
+from qhyvit_onnx.passes._roundings import beyond_kernels
 from qhyvit_onnx.passes._weights import WeightWriter
+from qhyvit_onnx.recipes import find_recipe, undeployable
 from qhyvit_onnx.state import State
 from qhyvit_onnx.units import LAYERS, find_units
 
@@ -25,8 +27,14 @@ class InsertQdq(Pass):
     needs = (GRIDS, PLACEMENT)
 
     def run(self, state: State) -> Outcome:
-        """Edit the graph; nothing is decided here."""
+        """Edit the graph; nothing is decided here.
+
+        Error:
+            ConfigError when something that is carried is rounded as no kernel could.
+        """
         grids, placement = state.get(GRIDS), state.get(PLACEMENT)
+        if beyond_kernels(grids, placement):
+            raise undeployable(find_recipe(state.config.recipe))
         units = {unit.name: unit for unit in find_units(state.graph)}
         chosen = [units[name] for name in placement.int8]
         weights = WeightWriter(state.graph, grids)

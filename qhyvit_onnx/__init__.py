@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TargetMissedError,
     )
     from qhyvit_onnx.report import Report
+    from qhyvit_onnx.simulator import Simulation, simulate
 
 __version__ = "0.1.0"
 
@@ -40,16 +41,20 @@ __all__ = [
     "PassError",
     "Report",
     "ResourceError",
+    "Simulation",
     "TargetMissedError",
     "__version__",
     "compile",
+    "simulate",
 ]
 
 _HOMES = {
     "CompileConfig": "config",
     "Compiled": "compiler",
     "Report": "report",
+    "Simulation": "simulator",
     "compile": "compiler",
+    "simulate": "simulator",
 }
 """Modules of the public names; every other one is an error."""
 

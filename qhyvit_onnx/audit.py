@@ -18,7 +18,8 @@ from qhyvit_onnx.units import LAYERS, Kind, Unit
 
 INTEGER_KERNELS = frozenset({
     "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "QLinearAdd", "QLinearMul",
-    "QLinearSigmoid", "QLinearConcat", "QLinearAveragePool", "QLinearGlobalAveragePool",
+    "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearConcat", "QLinearAveragePool",
+    "QLinearGlobalAveragePool",
 })  # fmt: skip
 
 _SUFFIX = re.compile(r"(_token_\d+|/MatMulAddFusion|_nhwc|_transformed)+$")

@@ -18,6 +18,7 @@ from qhyvit_onnx.errors import ModelError
 from qhyvit_onnx.facts import EMITTED
 from qhyvit_onnx.model_io import check_model, input_specs, load_model
 from qhyvit_onnx.pipeline import Watcher, default_pipeline, run
+from qhyvit_onnx.recipes import Form, find_recipe, undeployable
 from qhyvit_onnx.report import Report, make_report
 from qhyvit_onnx.runtime import cpu_features
 from qhyvit_onnx.state import State
@@ -50,9 +51,12 @@ def compile_model(
         CompileError and its kinds (``errors.py``); the input is never changed.
     """
     config = config or CompileConfig()
-    source = _load(model)
+    recipe = find_recipe(config.recipe)
+    if recipe.form is Form.SIMULATED:
+        raise undeployable(recipe)
+    source = load(model)
     target = find_target(config.target, cpu_features())
-    calibrated, held_back = _feeds(source, calibration, config, preprocess)
+    calibrated, held_back = open_data(source, calibration, config, preprocess)
     watcher = watcher or Watcher()
     watcher.opened(calibrated, held_back, target)
     digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
@@ -63,20 +67,21 @@ def compile_model(
     return Compiled(emitted, make_report(state, steps, target))
 
 
-def _load(model: str | PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
+def load(model: str | PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model of a file, or the given one; ModelError when it is not sound."""
     if isinstance(model, onnx.ModelProto):
         check_model(model)
         return model
     return load_model(Path(model))
 
 
-def _feeds(
+def open_data(
     source: onnx.ModelProto,
     calibration: Source,
     config: CompileConfig,
     preprocess: str | Recipe | None,
 ) -> tuple[Feeds, Feeds | None]:
-    """Open the data; what it holds beyond the calibration samples is kept back to compare on."""
+    """Return the calibration samples, and what the data holds beyond them to compare on."""
     extra = config.verification.samples
     feeds = open_feeds(
         calibration,

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.precision import Precision
+from qhyvit_onnx.recipes import find_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +88,25 @@ class Extent(StrEnum):
         return f"Extent.{self.name}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learning:
+    """How long rounding is learned; a compilation has its own by effort and precision."""
+
+    samples: int
+    """Calibration samples used, at most; 0 learns nothing, not even biases."""
+
+    steps: int
+    """Steps of gradient descent on each block; 0 corrects biases in closed form only."""
+
+    finish: int
+    """Steps on scales and biases of the whole network, when all blocks are learned."""
+
+    def __post_init__(self) -> None:
+        """Reject what could not be counted."""
+        if min(self.samples, self.steps, self.finish) < 0:
+            raise ConfigError("learning needs 0 or more samples, steps and finishing steps")
+
+
 DEVICES = ("auto", "cpu", "cuda")
 """Where rounding is learned; auto takes a GPU when torch sees one."""
 
@@ -158,6 +178,9 @@ class CompileConfig:
     effort: Effort | None = None
     """None takes DEFAULT where torch is installed, else FAST."""
 
+    learning: Learning | None = None
+    """None takes what effort and precision ask for."""
+
     device: str = "auto"
     """Where gradients are computed and rounding is learned."""
 
@@ -188,6 +211,7 @@ class CompileConfig:
         """Reject what no pass could honour."""
         for text in (self.precision, self.edge_precision, *self.bits.values()):
             Precision.parse(text)
+        find_recipe(self.recipe)
         if self.device not in DEVICES:
             raise ConfigError(f"device is {self.device!r}, need one of {', '.join(DEVICES)}")
         if self.calib_samples < 1:

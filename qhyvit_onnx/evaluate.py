@@ -2,12 +2,13 @@
 """Two models side by side on the same samples, streaming: the one comparison that everyone uses."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qhyvit_onnx.data import Feed, Feeds
 from qhyvit_onnx.data.labels import by_run
@@ -22,9 +23,32 @@ Labels: TypeAlias = Sequence[tuple[int, ...]]
 """The class of every sample, in one group a run."""
 
 
+class Runner(Protocol):
+    """What runs a model: a session, or a simulation of one."""
+
+    inputs: list[str]
+    outputs: list[str]
+
+    def run(
+        self, feeds: Mapping[str, NDArray[np.generic]], wanted: Sequence[str] | None = None
+    ) -> Arrays:
+        """Return outputs by name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulated:
+    """A quantized model without a file. The fields are keys of the JSON."""
+
+    recipe: str
+    precision: str
+    target: str
+    deployable: bool
+    """Whether integer kernels could run it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """A float and a quantized file compared. The fields are the keys of the JSON."""
+    """A float and a quantized model compared. The fields are the keys of the JSON."""
 
     schema_version: int
     float_model: str
@@ -38,6 +62,8 @@ class Evaluation:
     arithmetic: str
     outputs: Mapping[str, Closeness]
     """By output name; with ``labelled``, top-1 where an output makes one decision a sample."""
+    simulation: Simulated | None = None
+    """What was simulated; None when there is a quantized file."""
 
 
 def _unheard(_done: int) -> None:
@@ -57,29 +83,58 @@ def evaluate(
 
     ``arithmetic`` is how integer products are summed in the quantized one.
     """
-    reference = _session(float_model, Options(threads=threads))
     candidate = _session(quantized, Options(threads=threads, arithmetic=arithmetic))
+    found = _evaluated(float_model, candidate, feeds, str(quantized), threads=threads, tick=tick)
+    return replace(found, quantized_bytes=quantized.stat().st_size, arithmetic=str(arithmetic))
+
+
+def evaluate_simulation(
+    float_model: Path,
+    runner: Runner,
+    simulated: Simulated,
+    feeds: Feeds,
+    *,
+    threads: int = 0,
+    tick: Callable[[int], None] = _unheard,
+) -> Evaluation:
+    """Return how a quantized model that has no file does beside the one at ``float_model``."""
+    name = f"simulation of {simulated.recipe}"
+    found = _evaluated(float_model, runner, feeds, name, threads=threads, tick=tick)
+    return replace(found, simulation=simulated)
+
+
+def _evaluated(
+    float_model: Path,
+    candidate: Runner,
+    feeds: Feeds,
+    name: str,
+    *,
+    threads: int,
+    tick: Callable[[int], None],
+) -> Evaluation:
+    """Return the comparison of a file with anything that runs."""
+    reference = _session(float_model, Options(threads=threads))
     if set(reference.inputs) != set(candidate.inputs):
-        raise ModelError(f"{quantized} reads {candidate.inputs}, {float_model} {reference.inputs}")
+        raise ModelError(f"{name} reads {candidate.inputs}, {float_model} {reference.inputs}")
     labels, origin = by_run(feeds), feeds.origin
     return Evaluation(
         schema_version=SCHEMA,
         float_model=str(float_model),
-        quantized_model=str(quantized),
+        quantized_model=name,
         float_bytes=float_model.stat().st_size,
-        quantized_bytes=quantized.stat().st_size,
+        quantized_bytes=0,
         data=" ".join(part for part in (str(origin.kind), origin.path) if part),
         recipe=origin.recipe,
         samples=origin.taken,
         labelled=bool(labels),
-        arithmetic=str(arithmetic),
+        arithmetic="float",
         outputs=compare(reference, candidate, feeds, labels=labels, tick=tick),
     )
 
 
 def compare(
-    reference: Session,
-    candidate: Session,
+    reference: Runner,
+    candidate: Runner,
     feeds: Iterable[Feed],
     *,
     labels: Labels = (),

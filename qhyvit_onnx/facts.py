@@ -16,6 +16,7 @@ from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.layout.chains import Layout
 from qhyvit_onnx.metrics import Closeness
 from qhyvit_onnx.replay import Replay
+from qhyvit_onnx.simulated import ColumnGrid, Simulated
 from qhyvit_onnx.state import Fact
 from qhyvit_onnx.units import Unit
 
@@ -90,6 +91,10 @@ class Grids:
     """Learned rounding, by node name, in the shape of the weight; the others round to nearest."""
     biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Corrected biases, by node name, in the shape of the bias; the others stay as they are."""
+    simulated: Mapping[str, Simulated] = field(default_factory=dict)
+    """Grids that no kernel takes, by tensor, in place of the one in ``activations``."""
+    columns: Mapping[str, ColumnGrid] = field(default_factory=dict)
+    """The same for weights, by node name."""
 
     def codes_of(self, unit: Unit) -> NDArray[np.int8]:
         """Return the int8 codes of the weight of a layer."""
@@ -99,6 +104,8 @@ class Grids:
 
     def weight_of(self, unit: Unit) -> NDArray[np.float32]:
         """Return the weight of a layer as its integer kernel sees it, in floats."""
+        if unit.name in self.columns:
+            return self.columns[unit.name].fake(np.asarray(value(unit.weight), np.float32))
         steps = self.weights[unit.name].spread(len(unit.weight.shape))
         rounded: NDArray[np.float32] = (self.codes_of(unit) * steps).astype(np.float32)
         return rounded

@@ -5,12 +5,13 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from qhyvit_onnx.config import CompileConfig
+from qhyvit_onnx.config import CompileConfig, Effort, Folding, Guard, Learning, Scope
 from qhyvit_onnx.data import Feeds
-from qhyvit_onnx.errors import PassError
+from qhyvit_onnx.effort import GET_TORCH, effort_of
+from qhyvit_onnx.errors import ConfigError, PassError
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes.calibrate import Calibrate
 from qhyvit_onnx.passes.detect_bridges import DetectBridges
@@ -24,12 +25,18 @@ from qhyvit_onnx.passes.reconstruct import Reconstruct
 from qhyvit_onnx.passes.search_scales import SearchScales
 from qhyvit_onnx.passes.verify import Verify
 from qhyvit_onnx.passes.weigh import Weigh
+from qhyvit_onnx.recipes import Additions, find_recipe
 from qhyvit_onnx.state import Fact, State
 from qhyvit_onnx.targets import Target
 
 
 def default_pipeline(config: CompileConfig, target: Target) -> tuple[Pass, ...]:
-    """Return every pass in order. Read this to know what the compiler does."""
+    """Return every pass in order. Read this to know what the compiler does.
+
+    Error:
+        ConfigError when the recipe needs more effort than is made.
+    """
+    config = as_recipe(config)
     return (
         Normalise(),
         FoldNorms(config.folding.scope),
@@ -39,10 +46,31 @@ def default_pipeline(config: CompileConfig, target: Target) -> tuple[Pass, ...]:
         FoldRanges(config.folding),
         Weigh(),
         SearchScales(target, config.search),
-        Reconstruct(),
         Place(target, config.exclude, config.guard),
+        Reconstruct(config.learning),
         InsertQdq(),
         Verify(target, config.verification),
+    )
+
+
+def as_recipe(config: CompileConfig) -> CompileConfig:
+    """Return ``config`` with what its recipe settles: a published one takes none of our additions.
+
+    Error:
+        ConfigError when the recipe looks at layers and no gradients will be gathered.
+    """
+    recipe = find_recipe(config.recipe)
+    if recipe.needs_evidence and effort_of(config) is Effort.FAST:
+        raise ConfigError(
+            f"recipe {recipe.name} needs gradients, effort fast has none", hint=GET_TORCH
+        )
+    if recipe.additions is Additions.CONFIGURED:
+        return config
+    return replace(
+        config,
+        folding=Folding(scope=Scope.OFF),
+        guard=Guard(samples=0),
+        learning=Learning(samples=0, steps=0, finish=0),
     )
 
 

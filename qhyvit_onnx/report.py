@@ -148,6 +148,8 @@ class Report(_Record):
     target: str
     target_summary: str
     precision: str
+    recipe: str = "qhv"
+    """How grids were searched."""
     data: DataRecord
     passes: list[PassRecord]
     units: list[UnitRecord]
@@ -184,6 +186,7 @@ def make_report(state: State, steps: Sequence[Step], target: Target) -> Report:
         target=target.name,
         target_summary=target.summary,
         precision=state.config.precision,
+        recipe=state.config.recipe,
         data=_data(state),
         passes=[_pass(step) for step in steps],
         units=_units(state),

@@ -6,9 +6,10 @@ The entries follow from measurements of every kind in float and int8 on the targ
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from qhyvit_onnx.config import Extent
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.units import Kind
 
@@ -46,8 +47,18 @@ class Target:
     pair_limit: int = 0
     """Most that two neighbouring weights of one sign may sum to; 0: no limit."""
 
+    def reaching(self, extent: Extent) -> "Target":
+        """Return this target with the table of ``extent``: FULL asks for speed nowhere."""
+        if extent is Extent.FAST:
+            return self
+        return replace(self, rows=dict.fromkeys(self.rows, Row(Rule.ALWAYS)))
+
 
 _NEVER_STEM = Row(Rule.NEVER, reason="3-channel stem: slower in int8 than in float")
+
+_NEVER_SOFTMAX = Row(Rule.NEVER, reason="Softmax is faster in float")
+_NEVER_SIGMOID = Row(Rule.NEVER, reason="a gate is small: its Sigmoid is no faster in int8")
+_LEAKY_RELU = Row(Rule.BETWEEN, reason="LeakyRelu pays in int8 only between int8 layers")
 
 _ARM = {
     Kind.CONV: Row(Rule.ALWAYS),
@@ -58,6 +69,9 @@ _ARM = {
     Kind.MATMUL: Row(Rule.ALWAYS),
     Kind.PRODUCT: Row(Rule.ALWAYS),
     Kind.SILU: Row(Rule.BETWEEN, reason="SiLU pays in int8 only between int8 layers"),
+    Kind.SIGMOID: _NEVER_SIGMOID,
+    Kind.LEAKY_RELU: _LEAKY_RELU,
+    Kind.SOFTMAX: _NEVER_SOFTMAX,
     Kind.ADD: Row(Rule.BETWEEN, reason="Add pays in int8 only between int8 layers"),
     Kind.MUL: Row(Rule.BETWEEN, reason="Mul pays in int8 only between int8 layers"),
     Kind.CONCAT: Row(Rule.BETWEEN, reason="Concat pays in int8 only between int8 layers"),
@@ -77,6 +91,9 @@ _X64 = {
     Kind.MATMUL: Row(Rule.ALWAYS, _REUSE),
     Kind.PRODUCT: Row(Rule.FED, reason="product of activations: no fast integer kernel here"),
     Kind.SILU: Row(Rule.BETWEEN, reason="SiLU pays in int8 only between int8 layers"),
+    Kind.SIGMOID: _NEVER_SIGMOID,
+    Kind.LEAKY_RELU: _LEAKY_RELU,
+    Kind.SOFTMAX: _NEVER_SOFTMAX,
     Kind.ADD: Row(Rule.BETWEEN, reason="Add pays in int8 only between int8 layers"),
     Kind.MUL: Row(Rule.NEVER, reason="Mul is faster in float here"),
     Kind.CONCAT: Row(Rule.BETWEEN, reason="Concat pays in int8 only between int8 layers"),

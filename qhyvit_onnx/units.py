@@ -6,13 +6,13 @@ A unit is found on the float graph, before anything is decided; ``place`` says w
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qhyvit_onnx.bounds import bounds_of
 from qhyvit_onnx.composites import find_composites
 from qhyvit_onnx.graph import (
     MOVEMENT,
@@ -23,40 +23,23 @@ from qhyvit_onnx.graph import (
     is_constant,
     operand,
     producer,
-    scalar,
     sole_consumer,
     value,
 )
+from qhyvit_onnx.kinds import CONVOLUTIONS, LAYERS, Kind
 
-
-class Kind(StrEnum):
-    """What a unit computes; each kind has one row in a target's table."""
-
-    CONV = "conv"
-    """Convolution that mixes channels and space."""
-    POINTWISE = "pointwise conv"
-    """1x1 convolution."""
-    DEPTHWISE = "depthwise conv"
-    """One filter per channel."""
-    STEM = "stem conv"
-    """Convolution of at most four input channels: too little work for integer kernels."""
-    GEMM = "gemm"
-    MATMUL = "matmul"
-    """Product with a constant weight, and its bias."""
-    PRODUCT = "product"
-    """Product of two activations: attention's QK and AV."""
-    SILU = "silu"
-    """x * Sigmoid(x)."""
-    ADD = "add"
-    MUL = "mul"
-    CONCAT = "concat"
-    POOL = "average pool"
-
-
-LAYERS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM, Kind.GEMM, Kind.MATMUL})
-"""Kinds with a constant weight."""
-
-CONVOLUTIONS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM})
+__all__ = [
+    "CONVOLUTIONS",
+    "LAYERS",
+    "UNIT_OPS",
+    "Kind",
+    "Unit",
+    "find_units",
+    "is_softmax",
+    "moves",
+    "readers",
+    "source_of",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,38 +194,49 @@ def _with_clip(
 ) -> tuple[tuple[Node, ...], tuple[float, float] | None]:
     """Add a Relu or constant Clip that is the only reader of the last node."""
     after = sole_consumer(graph, nodes[-1].outputs[0])
-    if after is None:
+    clip = None if after is None else bounds_of(after)
+    if after is None or clip is None or after.inputs[0] is not nodes[-1].outputs[0]:
         return nodes, None
-    if after.op == "Relu":
-        return (*nodes, after), (0.0, float("inf"))
-    if after.op == "Clip" and after.inputs[0] is nodes[-1].outputs[0]:
-        bounds = [operand(after, 1), operand(after, 2)]
-        numbers = [None if b is None else scalar(b) for b in bounds]
-        if all(b is None or n is not None for b, n in zip(bounds, numbers, strict=True)):
-            low = float("-inf") if numbers[0] is None else numbers[0]
-            high = float("inf") if numbers[1] is None else numbers[1]
-            if low == 0.0 < high:  # onnxruntime folds it only if no code lies outside
-                return (*nodes, after), (low, high)
+    low, high = clip
+    if low == 0.0 < high:  # onnxruntime folds it only if no code lies outside
+        return (*nodes, after), clip
     return nodes, None
 
 
 def _sigmoid(graph: Graph, node: Node) -> Unit | None:
-    mul = sole_consumer(graph, node.outputs[0])
-    if mul is None or mul.op != "Mul" or not any(t is node.inputs[0] for t in mul.inputs):
+    mul = _silu_end(graph, node)
+    if mul is not None:
+        return Unit(Kind.SILU, (mul, node), (node.inputs[0],), mul.outputs[0])
+    return Unit(Kind.SIGMOID, (node,), (node.inputs[0],), node.outputs[0])
+
+
+def _silu_end(graph: Graph, node: Node | None) -> Node | None:
+    """Return the Mul that makes a SiLU of Sigmoid ``node``, if there is one."""
+    if node is None or node.op != "Sigmoid":
         return None
-    return Unit(Kind.SILU, (mul, node), (node.inputs[0],), mul.outputs[0])
+    mul = sole_consumer(graph, node.outputs[0])
+    gates = mul is not None and mul.op == "Mul" and any(t is node.inputs[0] for t in mul.inputs)
+    return mul if gates else None
+
+
+def _single(kind: Kind) -> Finder:
+    def find(_graph: Graph, node: Node) -> Unit | None:
+        if is_constant(node.inputs[0]) or _counts(node.inputs[0]):
+            return None
+        return Unit(kind, (node,), (node.inputs[0],), node.outputs[0])
+
+    return find
 
 
 def _pair(kind: Kind) -> Finder:
-    def find(_graph: Graph, node: Node) -> Unit | None:
+    def find(graph: Graph, node: Node) -> Unit | None:
         left, right = node.inputs
         if is_constant(left) or is_constant(right) or left is right:
             return None
         if _counts(left) or _counts(right):
             return None
-        sigmoids = (producer(left), producer(right))
-        if kind is Kind.MUL and any(p is not None and p.op == "Sigmoid" for p in sigmoids):
-            return None  # the SILU unit's, or a gate whose Sigmoid stays float
+        if any(_silu_end(graph, producer(tensor)) is node for tensor in (left, right)):
+            return None  # the SILU unit's
         return Unit(kind, (node,), (left, right), node.outputs[0])
 
     return find
@@ -265,12 +259,18 @@ _FINDERS: dict[str, Finder] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Sigmoid": _sigmoid,
+    "LeakyRelu": _single(Kind.LEAKY_RELU),
+    "Softmax": _single(Kind.SOFTMAX),
     "Add": _pair(Kind.ADD),
     "Mul": _pair(Kind.MUL),
     "Concat": _concat,
     "GlobalAveragePool": _pool,
     "AveragePool": _pool,
 }
+
+
+UNIT_OPS = frozenset(_FINDERS)
+"""Ops that a unit may start at."""
 
 
 def moves(node: Node) -> bool:

@@ -153,3 +153,19 @@ def test_a_name_that_ends_as_onnxruntime_names_things(build, suffix):
         item.name = name if item.op_type == "Add" else item.name
     seen = audit(model, find_units(import_graph(float_model)), [name], View.HOST)
     assert [(item.unit, item.kernel) for item in seen] == [(name, "QLinearAdd")]
+
+
+@pytest.mark.parametrize("view", View)
+@pytest.mark.parametrize("op", ["Softmax", "Sigmoid", "LeakyRelu"])
+def test_functions_of_one_code_are_seen(build, op, view):
+    text = f"""
+    g (uint8[1, 8] a) => (uint8[1, 8] y) {{
+        ad = DequantizeLinear (a, s, z)
+        [only] b = {op} (ad)
+        y = QuantizeLinear (b, t, u)
+    }}"""
+    grid = {"t": np.float32(1 / 256), "u": np.uint8(0)}
+    model = build(text, s=GRIDS["s"], z=GRIDS["z"], **grid)
+    float_model = build(f"g (float[1, 8] a) => (float[1, 8] b) {{ [only] b = {op} (a) }}")
+    seen = audit(model, find_units(import_graph(float_model)), ["only"], view)
+    assert [item.kernel for item in seen] == [f"QLinear{op}"]

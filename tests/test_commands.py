@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from qhyvit_onnx.cli import main
+from qhyvit_onnx.config import CompileConfig, Effort, Extent
 
 NET = """
 net (float[N, 3, 16, 16] x) => (float[N, 10] logits) {
@@ -193,3 +194,38 @@ def test_eval_refuses_labels_of_another_length(quantized, home, refused):
     (home / "labels.txt").write_text("1\n2\n3\n")
     given = ["--data", "plain.npz", "--labels", "labels.txt"]
     refused(4, "3 labels", "eval", "net.onnx", "net.qdq.onnx", *given)
+
+
+def config_in(path):
+    """Return the config that a compiled model carries."""
+    metadata = {item.key: item.value for item in onnx.load(path).metadata_props}
+    return json.loads(metadata["qhyvit_onnx.config"])
+
+
+def test_compile_without_options_takes_the_defaults(quantized):
+    default, found = CompileConfig(), config_in(quantized)
+    for name in ("recipe", "effort", "device", "placement"):
+        assert found[name] == getattr(default, name)
+
+
+def test_compile_options_reach_the_config(home):
+    given = ["--effort", "fast", "--device", "cpu", "--placement", "full", "--recipe", "qhv"]
+    assert main(["compile", "net.onnx", "--calib", "plain.npz", "-q", *given]) == 0
+    found = config_in(home / "net.qdq.onnx")
+    assert (found["effort"], found["placement"]) == (Effort.FAST, Extent.FULL)
+    assert (found["device"], found["recipe"]) == ("cpu", "qhv")
+    report = json.loads((home / "net.qdq.report.json").read_text())
+    assert all(unit["int8"] for unit in report["units"])  # the stem too
+
+
+@pytest.mark.parametrize(
+    ("option", "bad", "known"),
+    [
+        ("--effort", "most", "default"),
+        ("--placement", "partial", "full"),
+        ("--device", "tpu", "cuda"),
+    ],
+)
+def test_compile_refuses_a_choice_there_is_not(home, refused, option, bad, known):
+    refused(2, known, "compile", "net.onnx", "--calib", "plain.npz", option, bad)
+    assert not (home / "net.qdq.onnx").exists()

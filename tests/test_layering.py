@@ -22,8 +22,10 @@ FOLDERS = {
 }
 
 LAYERS = ("foundation", "kernels", "services", "passes", "compilation", "terminal")
-FOUNDATION = {"config", "errors", "grid", "precision"}
-COMPILATION = {"", "compiler", "inspection", "pipeline", "report"}  # "": the package's own names
+FOUNDATION = {"config", "errors", "grid", "methods", "precision", "recipes", "simulated"}
+COMPILATION = {  # "": the package's own names
+    "", "compiler", "inspection", "pipeline", "report", "simulator",
+}  # fmt: skip
 TERMINAL = {
     "__main__", "bars", "cli", "commands", "drawing", "overview", "progress", "summary", "tables",
 }  # fmt: skip

@@ -3,6 +3,7 @@
 
 import pytest
 
+from qhyvit_onnx.config import Extent
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.targets import TARGETS, Rule, find_target
 from qhyvit_onnx.units import Kind
@@ -69,3 +70,19 @@ def test_what_onnxruntime_fuses_unasked_is_never_forbidden(target):
 
 def test_only_cpus_without_vnni_limit_pairs():
     assert {t.name: t.pair_limit for t in TARGETS if t.pair_limit} == {"x64-avx2": 128}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=NAMES)
+def test_full_extent_asks_for_speed_nowhere(target):
+    full = target.reaching(Extent.FULL)
+    assert set(full.rows) == set(Kind)
+    assert {(row.rule, row.min_reuse) for row in full.rows.values()} == {(Rule.ALWAYS, 0.0)}
+    # the CPU stays what it is
+    assert (full.name, full.pair_limit) == (target.name, target.pair_limit)
+    assert target.reaching(Extent.FAST) is target
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=NAMES)
+def test_what_is_faster_in_float_stays_float(target):
+    assert target.rows[Kind.SOFTMAX].rule is Rule.NEVER
+    assert target.rows[Kind.SIGMOID].rule is Rule.NEVER

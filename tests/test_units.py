@@ -76,6 +76,9 @@ def _reads(body, name):
         ("r = Relu (x) y = Concat <axis = 1> (x, r)", Kind.CONCAT),
         ("y = GlobalAveragePool (x)", Kind.POOL),
         ("y = AveragePool <kernel_shape = [2, 2]> (x)", Kind.POOL),
+        ("y = Sigmoid (x)", Kind.SIGMOID),
+        ("y = LeakyRelu (x)", Kind.LEAKY_RELU),
+        ("y = Softmax (x)", Kind.SOFTMAX),
     ],
 )
 def test_kind(found, body, kind):
@@ -97,9 +100,9 @@ def test_kind(found, body, kind):
         "y = Mul (one, x)",
         "y = Add (x, x)",
         "y = Concat <axis = 1> (x, w)",
-        "s = Sigmoid (x) y = Mul (t, s)",
-        "y = Sigmoid (x)",
-        "y = Softmax (x)",
+        "y = HardSigmoid (x)",
+        "y = LogSoftmax (x)",
+        "y = Softmax (w)",
         "y = ConvTranspose (x, w)",
         "y = com.microsoft.Conv (x, w)",
     ],
@@ -108,9 +111,11 @@ def test_near_misses_are_no_units(found, body):
     assert found(body) == []
 
 
-def test_a_gate_is_no_int8_product(found):
-    # squeeze and excite: the Sigmoid stays float, so the Mul reads a float operand
-    assert found("r = Relu (x) s = Sigmoid (r) y = Mul (x, s)") == []
+def test_a_gate_is_two_units(found):
+    # squeeze and excite: no SiLU, for the Sigmoid reads something else than the Mul
+    units = found("r = Relu (x) s = Sigmoid (r) y = Mul (x, s)")
+    assert [unit.kind for unit in units] == [Kind.SIGMOID, Kind.MUL]
+    assert [unit.interior for unit in units] == [(), ()]
 
 
 def test_a_gemm_bias_per_row_is_refused(found, build):
@@ -246,7 +251,9 @@ def test_a_silu_has_an_interior(found):
     "more", ["z = Relu (s)", "z = Mul (s, x)"], ids=["sigmoid read twice", "two products"]
 )
 def test_a_sigmoid_with_two_readers_is_no_silu(found, more):
-    assert [u.kind for u in found(f"s = Sigmoid (x) y = Mul (x, s) {more}")] == []
+    units = found(f"s = Sigmoid (x) y = Mul (x, s) {more}")
+    assert units[0].kind is Kind.SIGMOID
+    assert {u.kind for u in units[1:]} == {Kind.MUL}
 
 
 def test_units_come_in_topological_order(found):

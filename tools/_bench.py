@@ -47,22 +47,21 @@ def best_arithmetic(model: Path) -> Arithmetic:
     return Arithmetic.EXACT
 
 
-def quantize_static(source: Path, feeds: Sequence[Feed], output: Path) -> Path:
-    """Quantize with onnxruntime's own tool: min-max, uint8 activations, int8 per-channel weights.
+def quantize_static(
+    source: Path,
+    feeds: Sequence[Feed],
+    output: Path,
+    *,
+    method: str = "MinMax",
+    weight_bits: int = 8,
+) -> Path:
+    """Quantize with onnxruntime's own tool: uint8 activations, per-channel weights.
 
-    Pre-processing as its documentation asks, without symbolic shapes (it stops at MobileViT's
-    fusion Concat otherwise).
+    ``method`` is a name of its CalibrationMethod; ``weight_bits`` 8, or 4 for int4 weights.
     """
     from onnxruntime import quantization  # noqa: PLC0415 - slow to import
-    from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
 
     logging.getLogger().setLevel(logging.ERROR)
-    lifted, prepared = output.with_suffix(".lifted.onnx"), output.with_suffix(".prepared.onnx")
-    model = onnx.load(source)
-    if max(item.version for item in model.opset_import) < 13:
-        model = onnx.version_converter.convert_version(model, 17)
-    onnx.save(model, lifted)
-    quant_pre_process(str(lifted), str(prepared), skip_symbolic_shape=True)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         """Hands the feeds out one by one."""
@@ -74,15 +73,32 @@ def quantize_static(source: Path, feeds: Sequence[Feed], output: Path) -> Path:
             return next(self._left, None)
 
     quantization.quantize_static(
-        str(prepared),
+        str(_prepared(source, output, opset=13 if weight_bits == 8 else 21)),
         str(output),
         Reader(),
         quant_format=quantization.QuantFormat.QDQ,
         activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
+        weight_type=quantization.QuantType[f"QInt{weight_bits}"],
+        calibrate_method=quantization.CalibrationMethod[method],
         per_channel=True,
     )
     return output
+
+
+def _prepared(source: Path, output: Path, *, opset: int) -> Path:
+    """Pre-process as the documentation of that tool asks; lift models that are below ``opset``.
+
+    Without symbolic shapes: with them it stops at MobileViT's fusion Concat.
+    """
+    from onnxruntime.quantization.shape_inference import quant_pre_process  # noqa: PLC0415
+
+    lifted, prepared = output.with_suffix(".lifted.onnx"), output.with_suffix(".prepared.onnx")
+    model = onnx.load(source)
+    if max(item.version for item in model.opset_import) < opset:
+        model = onnx.version_converter.convert_version(model, max(opset, 17))
+    onnx.save(model, lifted)
+    quant_pre_process(str(lifted), str(prepared), skip_symbolic_shape=True)
+    return prepared
 
 
 def table(rows: Rows) -> str:

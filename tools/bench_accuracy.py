@@ -1,147 +1,166 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy of compiled trained models, the float model measured in the same run.
+"""Accuracy: recipe x precision x model, over several draws of calibration samples.
 
-usage: python tools/bench_accuracy.py [--ocr DIR] [--cifar DIR] [--target arm64] [--json F]
+usage: python tools/bench_accuracy.py [--ocr DIR] [--cifar DIR] [--extra MODEL.onnx ...]
+    [--models NAME ...] [--recipes qhv minmax ...] [--precisions w8a8 ...] [--effort max]
+    [--samples 64] [--draws 3] [--target arm64] [--save FILE.json]
 
-Always measures the demonstration model. ``--ocr`` is what ``tools/ocr_lines.py`` writes: figure is
+Always knows the demonstration model. ``--ocr`` is what ``tools/ocr_lines.py`` writes: the figure is
 the share of time steps where the argmax equals float's. ``--cifar`` holds ``models/*_cifar10.onnx``
-and ``data/cifar10_{calib,eval}.npz``: figure is top-1. Every model is calibrated on 64 samples and
-evaluated as emitted, in onnxruntime; beside it onnxruntime's own ``quantize_static``.
+and ``data/cifar10_{calib,eval}.npz``, ``--extra`` more such models: the figure is top-1.
+
+The float model is measured in the same run. What can be emitted is measured as emitted, in
+onnxruntime; "simulation off by" is by how many points the simulation of the same model differs on
+the first 1,000 samples. Recipes that no integer kernel can run are simulated, and say so. Beside
+the recipes: ort-minmax and ort-percentile, onnxruntime's own ``quantize_static``.
+
+``--save`` keeps every measurement as it is made; what a file holds already is not measured again.
 """
 
 import argparse
 import json
-import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
 
-import numpy as np
-import onnx
-from _bench import Feed, Rows, best_arithmetic, npz_feeds, quantize_static, table
+from _bench import Rows, table
+from _cases import cases
+from _trial import Folders, Trial, perform, possible
 
-from qhyvit_onnx.compiler import compile_model
 from qhyvit_onnx.config import CompileConfig
-from qhyvit_onnx.data import open_feeds
-from qhyvit_onnx.metrics import Closeness, Comparison
-from qhyvit_onnx.model_io import input_specs
-from qhyvit_onnx.runtime import Arithmetic, Options, Session
 
-DEMO = Path(__file__).parent / "demo"
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One model with its data."""
-
-    model: Path
-    calib: Sequence[Feed]
-    evaluation: Sequence[Feed]
-    labels: Sequence[int] | None = None
-    shapes: tuple[int, ...] = ()
+KEYS = tuple(Trial.__dataclass_fields__)
+DEFAULTS = CompileConfig()
 
 
 def main() -> None:
-    """Measure, print a table, keep the figures as JSON."""
+    """Measure what is missing, print and keep everything."""
+    args = arguments()
+    folders = Folders(args.ocr, args.cifar, tuple(args.extra))
+    for name in ("ocr", "cifar"):
+        if getattr(args, name) is None:
+            print(f"(no --{name} folder given: those models are left out)")
+    rows: Rows = json.loads(args.save.read_text()) if args.save and args.save.exists() else []
+    wanted = list(trials(args, folders))
+    for trial in wanted:
+        if any(_key(row) == _key_of(trial) for row in rows):
+            continue
+        rows.append(perform(trial, folders))
+        print(table([shown(rows[-1:])]), flush=True)
+        if args.save:
+            args.save.write_text(json.dumps(rows, indent=1))
+    chosen = {_key_of(trial) for trial in wanted}
+    text = markdown([row for row in rows if _key(row) in chosen])
+    print("\n" + text)
+    if args.save:
+        args.save.with_suffix(".md").write_text(text + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    """Return what was asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--ocr", type=Path)
     parser.add_argument("--cifar", type=Path)
-    parser.add_argument("--target", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    rows: Rows = []
-    for case in cases(args.ocr, args.cifar):
-        rows.append(measure(case, CompileConfig(target=args.target, seed=args.seed)))
-        print(table(rows[-1:]), flush=True)
-    print("\n" + table(rows))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+    parser.add_argument("--extra", type=Path, nargs="*", default=[])
+    parser.add_argument("--models", nargs="*", help="names of model files; all by default")
+    parser.add_argument("--recipes", nargs="+", default=["qhv", "ort-minmax"])
+    parser.add_argument("--precisions", nargs="+", default=["w8a8"])
+    parser.add_argument("--effort", default="", help="fast, default or max")
+    parser.add_argument("--placement", default=DEFAULTS.placement.value)
+    parser.add_argument("--target", default="arm64")
+    parser.add_argument("--samples", type=int, default=DEFAULTS.calib_samples)
+    parser.add_argument("--draws", type=int, default=1)
+    parser.add_argument("--save", type=Path)
+    return parser.parse_args()
 
 
-def cases(ocr: Path | None, cifar: Path | None) -> Iterator[Case]:
-    """Yield every model whose data is there; say which are not."""
-    yield demo_case()
-    for name, folder in (("ocr", ocr), ("cifar", cifar)):
-        if folder is None:
-            print(f"(no --{name} folder given: those models are left out)")
-    if ocr is not None:
-        calib, lines = npz_feeds(ocr / "ocr_calib.npz"), npz_feeds(ocr / "ocr_eval.npz", 120)
-        for model in sorted(ocr.glob("ppocr_*_rec.onnx")):
-            yield Case(model, calib, lines, shapes=(1, 3, 48, 320))
-    if cifar is not None:
-        yield from cifar_cases(cifar)
+def trials(args: argparse.Namespace, folders: Folders) -> Iterator[Trial]:
+    """Yield everything that was asked for and is possible."""
+    names = [case.name for case in cases(folders.ocr, folders.cifar, folders.extra)]
+    for precision in args.precisions:
+        for recipe in args.recipes:
+            for name in names:
+                for draw in range(args.draws):
+                    trial = Trial(
+                        model=name,
+                        recipe=recipe,
+                        precision=precision,
+                        effort=args.effort,
+                        placement=args.placement,
+                        target=args.target,
+                        samples=args.samples,
+                        draw=draw,
+                    )
+                    if possible(trial) and (not args.models or name in args.models):
+                        yield trial
 
 
-def demo_case() -> Case:
-    """Return the bundled model with its bundled pictures."""
-    model = DEMO / "model.onnx"
-    specs = input_specs(onnx.load(model))
-    recipe = str(DEMO / "preprocess.toml")
-    calib = open_feeds(DEMO / "calib", specs, preprocess=recipe)
-    evaluation = open_feeds(DEMO / "eval", specs, preprocess=recipe)
-    return Case(model, list(calib), list(evaluation), evaluation.labels)
+def markdown(rows: Rows) -> str:
+    """Return every model's figures, means over draws, and the means over models."""
+    by_model: dict[tuple[str, ...], Rows] = defaultdict(list)
+    for row in rows:
+        by_model[row["precision"], row["recipe"], row["model"]].append(row)
+    lines = [shown(group) for group in by_model.values()]
+    return "\n\n".join(filter(None, [table(lines), table(_summaries(by_model))]))
 
 
-def cifar_cases(folder: Path) -> Iterator[Case]:
-    """Yield the models trained on CIFAR-10, calibrated on 64 of its training images."""
-    calib, _ = _cifar(folder / "data" / "cifar10_calib.npz")
-    images, labels = _cifar(folder / "data" / "cifar10_eval.npz")
-    drawn = np.random.default_rng(0).permutation(len(calib))[:64]
-    for model in sorted((folder / "models").glob("*_cifar10.onnx")):
-        yield Case(model, [calib[int(i)] for i in drawn], images, labels)
+def shown(group: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return one line of the table: means over the draws, and their spread."""
+    first = group[0]
+    line = {name: str(first[name]) for name in ("model", "recipe", "precision", "form")}
+    line |= {"effort": first["effort"] or "default", "int8 units": first["int8 units"]}
+    labelled = first["top-1"] is not None
+    line["float top-1"] = f"{100 * first['float top-1']:.2f}" if labelled else "-"
+    line["drop"] = _spread(drops(group), 2) if labelled else "-"
+    line["agreement"] = _spread([row["agreement"] for row in group], 4)
+    line["SQNR dB"] = _spread([row["sqnr_db"] for row in group], 1)
+    apart = [abs(row["simulation off by"]) for row in group if row["simulation off by"] is not None]
+    line["simulation off by"] = f"{max(apart):.2f}" if apart else "-"
+    line["s"] = f"{mean(row['seconds'] for row in group):.0f}"
+    line["MB"] = f"{max(row['peak_mb'] for row in group)}"
+    return line
 
 
-def _cifar(path: Path) -> tuple[list[Feed], list[int]]:
-    with np.load(path) as arrays:
-        pixels, labels = arrays["x"], arrays["y"]
-    scaled = (pixels / np.float32(255) - np.float32(CIFAR_MEAN)) / np.float32(CIFAR_STD)
-    planes = np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
-    return [{"x": planes[i : i + 1]} for i in range(len(planes))], [int(y) for y in labels]
+def drops(group: Sequence[dict[str, Any]]) -> list[float]:
+    """Return what each draw loses, in points of top-1."""
+    return [100 * (row["float top-1"] - row["top-1"]) for row in group]
 
 
-def measure(case: Case, config: CompileConfig) -> dict[str, object]:
-    """Compile and evaluate one model."""
-    feeds = open_feeds(case.calib, input_specs(onnx.load(case.model)), samples=64)
-    compiled = compile_model(case.model, list(feeds), config)
-    ours = compare(case, compiled.model, Arithmetic(compiled.report.arithmetic))
-    with tempfile.TemporaryDirectory() as folder:
-        static = quantize_static(case.model, case.calib, Path(folder) / "static.onnx")
-        theirs = compare(case, static, best_arithmetic(static))
-    row = {
-        "model": case.model.stem,
-        "target": compiled.report.target,
-        "int8 units": f"{compiled.report.int8_units}/{len(compiled.report.units)}",
-    }
-    return row | _figures("", ours) | _figures("static ", theirs)
+def _summaries(by_model: dict[tuple[str, ...], Rows]) -> Rows:
+    """Return one line a precision and recipe: over all models that have labels."""
+    found: dict[tuple[str, str], list[Rows]] = defaultdict(list)
+    for (precision, recipe, _), group in by_model.items():
+        if group[0]["top-1"] is not None:
+            found[precision, recipe].append(group)
+    return [
+        {
+            "precision": precision,
+            "recipe": recipe,
+            "models": len(groups),
+            "mean drop": f"{mean(mean(drops(group)) for group in groups):.2f}",
+            "worst model": f"{max(mean(drops(group)) for group in groups):.2f}",
+            "largest spread": f"{max(pstdev(drops(group)) for group in groups):.2f}",
+            "mean SQNR dB": f"{mean(row['sqnr_db'] for group in groups for row in group):.1f}",
+        }
+        for (precision, recipe), groups in found.items()
+    ]
 
 
-def _figures(prefix: str, item: Closeness) -> dict[str, object]:
-    figures = asdict(item)
-    floats = {} if prefix else {"float top-1": _percent(figures["top1_float"])}
-    return floats | {
-        f"{prefix}top-1": _percent(figures["top1_int8"]),
-        f"{prefix}agreement": round(item.agreement, 4),
-        f"{prefix}SQNR dB": round(item.sqnr_db, 1),
-    }
+def _spread(numbers: Sequence[float], places: int) -> str:
+    text = f"{mean(numbers):.{places}f}"
+    return f"{text} ± {pstdev(numbers):.{places}f}" if len(numbers) > 1 else text
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in KEYS)
 
 
-def compare(case: Case, model: onnx.ModelProto | Path, arithmetic: Arithmetic) -> Closeness:
-    """Return how close ``model`` is to the float model on the evaluation samples."""
-    reference, candidate = Session(case.model), Session(model, Options(arithmetic=arithmetic))
-    comparison = Comparison()
-    for index, feed in enumerate(case.evaluation):
-        want, got = reference.run(feed), candidate.run(feed)
-        labels = None if case.labels is None else [case.labels[index]]
-        comparison.add(want[reference.outputs[0]], got[candidate.outputs[0]], labels)
-    return comparison.result()
+def _key_of(trial: Trial) -> tuple[Any, ...]:
+    return tuple(getattr(trial, name) for name in KEYS)
 
 
 if __name__ == "__main__":

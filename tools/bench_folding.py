@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from _bench import Rows, npz_feeds, table
-from bench_accuracy import Case, cifar_cases, compare
+from _bench import Rows, table
+from _cases import Case, cifar_cases, ocr_cases
+from _trial import compare
 from injection import Dose, Signs, inject
 
 from qhyvit_onnx.compiler import compile_model
 from qhyvit_onnx.config import CompileConfig, Folding, Guard, Scope, Verification
-from qhyvit_onnx.runtime import Arithmetic
+from qhyvit_onnx.runtime import Arithmetic, Options, Session
 
 GUARDS = {"off": Guard(samples=0), "on": Guard()}
 
@@ -78,10 +79,8 @@ def subjects(args: argparse.Namespace, folder: Path) -> Iterator[Subject]:
         for model in args.models:
             yield from with_injected(args.cifar, f"{model}_cifar10", folder, args.seed)
     if args.ocr is not None:
-        calib = npz_feeds(args.ocr / "ocr_calib.npz")
-        lines = npz_feeds(args.ocr / "ocr_eval.npz", 120)
-        for model in sorted(args.ocr.glob("ppocr_*_rec.onnx")):
-            yield Subject(model.stem, Case(model, calib, lines), (Scope.OFF, Scope.ALL))
+        for case in ocr_cases(args.ocr):
+            yield Subject(case.name, case, (Scope.OFF, Scope.ALL))
 
 
 def with_injected(cifar: Path, model: str, folder: Path, seed: int) -> Iterator[Subject]:
@@ -89,7 +88,8 @@ def with_injected(cifar: Path, model: str, folder: Path, seed: int) -> Iterator[
     if not (cifar / "models" / f"{model}.onnx").exists():
         print(f"(no models/{model}.onnx in {cifar}: it is left out)")
         return
-    case = next(case for case in cifar_cases(cifar) if case.model.stem == model)
+    case = next(case for case in cifar_cases(cifar) if case.name == model)
+    case = replace(case, calib=case.drawn(64, 0))
     yield Subject(model, case)
     for signs in Signs:
         path = folder / f"{model}.{signs}.onnx"
@@ -118,7 +118,8 @@ def figures(case: Case, config: CompileConfig) -> dict[str, Any]:
     """Return what one setting makes of one model."""
     compiled = compile_model(case.model, case.calib, config)
     report = compiled.report
-    found = compare(case, compiled.model, Arithmetic(report.arithmetic))
+    session = Session(compiled.model, Options(arithmetic=Arithmetic(report.arithmetic)))
+    found = compare(case, session)
     cures = Counter(item.cure for item in report.one_sided)
     return {
         "float top-1": percent(found.top1_float),

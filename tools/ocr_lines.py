@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make rendered text lines with their answers, for judging text recognisers.
 
 The two PP-OCR recognisers are trained hybrids (convolutions, two attention blocks, CTC), so how
@@ -21,18 +22,12 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from _lines import Lines, lines, package_folder
 
-Lines = npt.NDArray[np.float32]
-Pixels = npt.NDArray[np.float64]
-
-HEIGHT = 48  # what both recognisers are trained on
 CALIB_LINES, CALIB_SEED = 64, 1
 EVAL_LINES, EVAL_SEED = 120, 2
 BATCH = 8
-PHOTO_CONTRAST = 0.6
 
 # output name: (package, file in its models folder, pip command)
 MODELS = {
@@ -47,107 +42,6 @@ MODELS = {
         "pip install --no-deps rapidocr==3.10.0",
     ),
 }
-
-# A name starts with a consonant: a capital I is the letter l in many fonts, and unreadable alone.
-CONSONANTS = list("bcdfghjklmnprstvwz")
-VOWELS = list("aeiouy")
-
-# scikit-image's wheel carries these: CC0 or public domain by its own notes.
-PHOTOGRAPHS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "rocket.jpg")
-
-
-def package_folder(package: str, pip: str) -> Path:
-    """Return where ``package`` is installed, without importing it and what it depends on."""
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"{package} is not installed; run: {pip}")
-    return Path(spec.submodule_search_locations[0])
-
-
-def photographs() -> list[Image.Image]:
-    """Return the photographs that backgrounds are cut from."""
-    folder = package_folder("skimage", "pip install scikit-image") / "data"
-    return [Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS]
-
-
-def _name(rng: np.random.Generator) -> str:
-    """Return a pronounceable name of 6 to 22 letters."""
-    length = int(rng.integers(6, 23))
-    letters = [str(rng.choice(VOWELS if i % 2 else CONSONANTS)) for i in range(length)]
-    return "".join(letters).capitalize()
-
-
-def _ink(text: str, rng: np.random.Generator, width: int) -> Image.Image:
-    """Return the coverage of ``text``, slightly turned, cut tight, small enough for a line."""
-    font = ImageFont.load_default(size=float(rng.integers(26, 41)))
-    left, top, right, bottom = font.getbbox(text)
-    mask = Image.new("L", (int(right - left) + 8, int(bottom - top) + 8))
-    ImageDraw.Draw(mask).text((4 - left, 4 - top), text, fill=255, font=font)
-    mask = mask.rotate(rng.uniform(-3, 3), Image.Resampling.BICUBIC, expand=True)
-    mask = mask.crop(mask.getbbox())
-    mask.thumbnail((width - 8, HEIGHT - 4), Image.Resampling.LANCZOS)
-    return mask
-
-
-def _background(
-    size: tuple[int, int], rng: np.random.Generator, photos: list[Image.Image]
-) -> Pixels:
-    """Return one flat colour, one slope of colour, or a piece of a photograph: (H, W, 3)."""
-    width, height = size
-    kind = rng.integers(3)
-    if kind == 2:
-        photo = photos[rng.integers(len(photos))]
-        zoom = rng.uniform(0.5, 1.0)  # keep some pieces coarse, some fine
-        w, h = min(int(width * zoom), photo.width - 1), int(height * zoom)
-        x, y = int(rng.integers(photo.width - w)), int(rng.integers(photo.height - h))
-        piece = np.asarray(photo.resize(size, box=(x, y, x + w, y + h)), np.float64)
-        # Flattened: on full contrast parts of a line cannot be read by anyone.
-        mean: Pixels = piece.mean(axis=(0, 1))
-        return mean + PHOTO_CONTRAST * (piece - mean)
-    first, last = rng.uniform(0, 255, (2, 3))
-    slope = np.linspace(0, 1, width)[None, :, None] * (kind == 1)
-    return np.broadcast_to(first + (last - first) * slope, (height, width, 3))
-
-
-def _ink_colour(back: Pixels, rng: np.random.Generator) -> Pixels:
-    """Return a colour that stands off the mean of ``back`` to the side with more room."""
-    mean = float(back.mean())
-    contrast = rng.uniform(60, 170)
-    grey = mean - contrast if mean > 127 else mean + contrast
-    return np.clip(grey + rng.uniform(-25, 25, 3), 0, 255)
-
-
-def draw(text: str, rng: np.random.Generator, photos: list[Image.Image], width: int) -> Lines:
-    """Return ``text`` drawn as one line.
-
-    Shapes: (3, HEIGHT, width), channels BGR.
-    Units: (x / 255 - 0.5) / 0.5; right of the line it is zero, as the recognisers' own padding.
-    """
-    mask = _ink(text, rng, width)
-    left, right = rng.integers(2, 13, 2)
-    line_width = min(width, int(left) + mask.width + int(right))
-    left = min(int(left), line_width - mask.width)
-    cover = Image.new("L", (line_width, HEIGHT))
-    cover.paste(mask, (left, int(rng.integers(HEIGHT - mask.height + 1))))
-    alpha = np.asarray(cover, np.float64)[:, :, None] / 255  # (H, W, 1)
-    back = _background(cover.size, rng, photos)
-    flat = back * (1 - alpha) + _ink_colour(back, rng) * alpha  # (H, W, 3)
-    blurred = Image.fromarray(flat.astype(np.uint8)).filter(
-        ImageFilter.GaussianBlur(rng.uniform(0, 1.4))
-    )
-    noisy = np.asarray(blurred, np.float64) + rng.normal(0, rng.uniform(0, 22), flat.shape)
-    bgr = np.clip(noisy, 0, 255)[:, :, ::-1].transpose(2, 0, 1)  # (3, H, W)
-    line = np.zeros((3, HEIGHT, width), np.float32)
-    line[:, :, :line_width] = (bgr / 255 - 0.5) / 0.5
-    return line
-
-
-def lines(count: int, seed: int, width: int = 320) -> tuple[Lines, list[str]]:
-    """Return ``count`` drawn lines, (count, 3, 48, width), and what each says."""
-    rng = np.random.default_rng(seed)
-    photos = photographs()
-    texts = [_name(rng) for _ in range(count)]
-    return np.stack([draw(text, rng, photos, width) for text in texts]), texts
 
 
 def session(model: Path) -> ort.InferenceSession:

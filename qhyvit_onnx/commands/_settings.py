@@ -2,6 +2,7 @@
 """The options of ``compile`` that say what the model shall be: together they are its config."""
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -9,7 +10,7 @@ import click
 
 from qhyvit_onnx.commands import _options
 from qhyvit_onnx.commands._options import DEFAULTS
-from qhyvit_onnx.config import CompileConfig, Folding, Scope
+from qhyvit_onnx.config import DEVICES, CompileConfig, Effort, Extent, Folding, Scope
 from qhyvit_onnx.errors import ConfigError
 
 Command: TypeAlias = Callable[..., Any]
@@ -42,6 +43,35 @@ OPTIONS: Sequence[Callable[[Command], Command]] = (
         metavar="GLOB=wXaY",
         help="Precision of layers by node name; may be repeated, the last match wins.",
     ),
+    click.option(
+        "--recipe",
+        default=DEFAULTS.recipe,
+        show_default=True,
+        metavar="NAME",
+        help="How scales are searched.",
+    ),
+    click.option(
+        "--effort",
+        type=click.Choice([effort.value for effort in Effort]),
+        help="fast: closed forms, no torch; default: errors weighted by what the output suffers, "
+        "rounding learned below 8 bits; max: rounding learned at any precision, for longer. "
+        "Without it: default where torch is installed, else fast.",
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default=DEFAULTS.device,
+        show_default=True,
+        help="Where rounding is learned; auto takes a GPU when torch sees one.",
+    ),
+    click.option(
+        "--placement",
+        type=click.Choice([extent.value for extent in Extent]),
+        default=DEFAULTS.placement.value,
+        show_default=True,
+        help="What runs on integer kernels: fast (what is faster there on the target), full "
+        "(everything that has one, Softmax too).",
+    ),
     _options.target,
     click.option(
         "--fold",
@@ -66,38 +96,51 @@ OPTIONS: Sequence[Callable[[Command], Command]] = (
 
 def settings(command: Command) -> Command:
     """Let ``command`` take all of OPTIONS, as one argument ``config``."""
+    names = inspect.signature(_config).parameters
 
     @functools.wraps(command)
-    def wrapped(
-        *,
-        calib_samples: int,
-        precision: str,
-        edge_precision: str,
-        bits: tuple[str, ...],
-        target: str,
-        fold: str,
-        exclude: tuple[str, ...],
-        input_shapes: tuple[str, ...],
-        seed: int,
-        **others: Any,  # noqa: ANN401 - the options that are no settings
-    ) -> object:
-        config = CompileConfig(
-            precision=precision,
-            edge_precision=edge_precision,
-            bits=dict(map(_override, bits)),
-            target=target,
-            folding=Folding(scope=Scope(fold)),
-            exclude=exclude,
-            input_shapes=_options.shapes(input_shapes),
-            calib_samples=calib_samples,
-            seed=seed,
-        )
-        return command(config=config, **others)
+    def wrapped(**given: Any) -> object:  # noqa: ANN401 - settings, and options that are none
+        config = _config(**{name: given.pop(name) for name in names})
+        return command(config=config, **given)
 
     found: Command = wrapped
     for option in reversed(OPTIONS):
         found = option(found)
     return found
+
+
+def _config(
+    *,
+    calib_samples: int,
+    precision: str,
+    edge_precision: str,
+    bits: tuple[str, ...],
+    recipe: str,
+    effort: str | None,
+    device: str,
+    placement: str,
+    target: str,
+    fold: str,
+    exclude: tuple[str, ...],
+    input_shapes: tuple[str, ...],
+    seed: int,
+) -> CompileConfig:
+    """Return the config of the OPTIONS as click gives them."""
+    return CompileConfig(
+        precision=precision,
+        edge_precision=edge_precision,
+        bits=dict(map(_override, bits)),
+        recipe=recipe,
+        effort=None if effort is None else Effort(effort),
+        device=device,
+        placement=Extent(placement),
+        target=target,
+        folding=Folding(scope=Scope(fold)),
+        exclude=exclude,
+        input_shapes=_options.shapes(input_shapes),
+        calib_samples=calib_samples,
+        seed=seed,
+    )
 
 
 def _override(text: str) -> tuple[str, str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``qhv-onnx eval``: a float and a quantized model side by side on the same data."""
+"""``qhv-onnx eval``: a float and a quantized, or simulated, model side by side on the same data."""
 
 import json
 import sys
@@ -13,7 +13,8 @@ import click
 
 from qhyvit_onnx.commands import _options
 from qhyvit_onnx.commands._options import STDOUT
-from qhyvit_onnx.errors import DataError
+from qhyvit_onnx.commands._simulation import Wish, simulation
+from qhyvit_onnx.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("float_model", metavar="FLOAT", type=_options.MODEL_FILE)
-@click.argument("quantized", metavar="QUANTIZED", type=_options.MODEL_FILE)
+@click.argument("quantized", metavar="[QUANTIZED]", required=False, type=_options.MODEL_FILE)
+@simulation
 @click.option(
     "--data",
     required=True,
@@ -59,7 +61,8 @@ if TYPE_CHECKING:
 def command(
     *,
     float_model: Path,
-    quantized: Path,
+    quantized: Path | None,
+    wish: Wish | None,
     data: str,
     labels: Path | None,
     preprocess: str | None,
@@ -70,12 +73,16 @@ def command(
     arithmetic: str,
     json_out: str | None,
 ) -> None:
-    """Compare FLOAT and QUANTIZED on DATA: top-1 with labels, else agreement; SQNR, cosine."""
-    from qhyvit_onnx.evaluate import evaluate
-    from qhyvit_onnx.model_io import input_specs, load_model
-    from qhyvit_onnx.runtime import Arithmetic
+    """Compare FLOAT and QUANTIZED on DATA: top-1 with labels, else agreement; SQNR, cosine.
 
-    _options.check_json(json_out, [float_model, quantized])
+    With --recipe, FLOAT is compared with a simulation of itself, quantized by any recipe: also by
+    those whose grids no integer kernel takes.
+    """
+    from qhyvit_onnx.model_io import input_specs, load_model
+
+    if (quantized is None) == (wish is None):
+        raise ConfigError("give either QUANTIZED or --recipe")
+    _options.check_json(json_out, [path for path in (float_model, quantized) if path])
     feeds = _feeds(
         data,
         input_specs(load_model(float_model)),
@@ -85,15 +92,47 @@ def command(
         preprocess=preprocess,
         shapes=_options.shapes(input_shapes),
     )
-    sums = Arithmetic(arithmetic)
-    with _bar(len(feeds)) as tick:
-        found = evaluate(float_model, quantized, feeds, threads=threads, arithmetic=sums, tick=tick)
+    if wish is not None:
+        if arithmetic != "stock":
+            raise ConfigError("--arithmetic is for QUANTIZED: a simulation never saturates")
+        found = _simulated(float_model, wish, feeds, preprocess, threads)
+    else:
+        assert quantized is not None
+        found = _measured(float_model, quantized, feeds, threads, arithmetic)
     if labels and not _scored(found):
         raise DataError(f"labels {labels} fit no output: none decides among so many classes")
     if json_out != STDOUT:
         _show(found)
     if json_out:
         _options.write_json(json_out, json.dumps(asdict(found), indent=2))
+
+
+def _measured(
+    float_model: Path, quantized: Path, feeds: "Feeds", threads: int, arithmetic: str
+) -> "Evaluation":
+    from qhyvit_onnx.evaluate import evaluate
+    from qhyvit_onnx.runtime import Arithmetic
+
+    sums = Arithmetic(arithmetic)
+    with _bar(len(feeds)) as tick:
+        return evaluate(float_model, quantized, feeds, threads=threads, arithmetic=sums, tick=tick)
+
+
+def _simulated(
+    float_model: Path, wish: Wish, feeds: "Feeds", preprocess: str | None, threads: int
+) -> "Evaluation":
+    from qhyvit_onnx.evaluate import Simulated, evaluate_simulation
+
+    made = wish.simulate(float_model, preprocess)
+    facts = made.facts
+    told = Simulated(
+        recipe=facts.recipe,
+        precision=facts.precision,
+        target=facts.target,
+        deployable=not facts.undeployable,
+    )
+    with _bar(len(feeds)) as tick:
+        return evaluate_simulation(float_model, made, told, feeds, threads=threads, tick=tick)
 
 
 def _feeds(
@@ -140,12 +179,23 @@ def _show(found: "Evaluation") -> None:
     told = f"{found.samples} samples, {found.data}" + ("" if _scored(found) else f", {unused}")
     rows = [
         ("float", f"{found.float_model}, {megabytes(found.float_bytes)}"),
-        ("quantized", f"{found.quantized_model}, {megabytes(found.quantized_bytes)}"),
+        _candidate(found),
         ("data", told),
         ("recipe", found.recipe),
         ("sums", f"{found.arithmetic} integer arithmetic" if found.arithmetic == "exact" else ""),
     ]
     show([labelled(row for row in rows if row[1]), _outputs(found)])
+
+
+def _candidate(found: "Evaluation") -> tuple[str, str]:
+    """Return what the float model is compared with."""
+    from qhyvit_onnx.tables import megabytes
+
+    told = found.simulation
+    if told is None:
+        return "quantized", f"{found.quantized_model}, {megabytes(found.quantized_bytes)}"
+    fit = "" if told.deployable else ": no integer kernel takes its grids"
+    return "simulation", f"{told.recipe}, {told.precision}, units of {told.target}{fit}"
 
 
 def _outputs(found: "Evaluation") -> "RenderableType":

@@ -316,9 +316,9 @@ def test_noise_is_the_output_error_of_the_unit_alone(place, build, run_model):
     # one unit: its noise is what the emitted model really does
     body, weights = f"[only] y = {CONV} (x, w)", {"w": W}
     _, state, _ = place(body, weights, guard=Guard(samples=4))
-    from qhyvit_onnx.facts import GRIDS
+    from qhyvit_onnx.facts import SEARCHED
 
-    grids = state.get(GRIDS)
+    grids = state.get(SEARCHED)
     weight = next(iter(grids.weights.values()))
     float_model = state.source
     kept = next(t for t in state.graph.tensors().values() if t.name == "w")

@@ -13,7 +13,8 @@ from qhyvit_onnx.facts import SEARCHED
 from qhyvit_onnx.grid import Cure, Grid, grid_for
 from qhyvit_onnx.passes.calibrate import Calibrate
 from qhyvit_onnx.passes.fold_ranges import FoldRanges
-from qhyvit_onnx.passes.search_scales import BIAS_STEPS, SearchScales
+from qhyvit_onnx.passes._searching.weights import BIAS_STEPS
+from qhyvit_onnx.passes.search_scales import SearchScales
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import find_target
 

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grids of activations, from histograms and from what an error costs at values of each size."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qhyvit_onnx.config import Search
+from qhyvit_onnx.graph import Tensor
+from qhyvit_onnx.grid import Cure, Grid, grid_for, symmetric_grid
+from qhyvit_onnx.kernels.evidence import Evidence, TensorEvidence
+from qhyvit_onnx.kernels.observers import TensorStats
+from qhyvit_onnx.kernels.scales import Doubles, range_error, search_range, weighted_counts
+from qhyvit_onnx.units import Unit, is_softmax, source_of
+
+LOWEST = {8: 1.0, 6: 2 / 3, 4: 1 / 3}
+"""Smallest clip point tried, by bits, relative to the one at 8 bits: with few codes the steps
+between them cost more than what calibration saw once and a deployed model sees again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationSearch:
+    """What is known of activations; ``bits`` by source, 8 where nothing is said."""
+
+    stats: Mapping[str, TensorStats]
+    evidence: Evidence
+    bits: Mapping[str, int]
+    search: Search
+
+    def grids(self, units: Iterable[Unit], shifted: Iterable[str]) -> dict[str, Grid]:
+        """Return the grid of every tensor at the border of a unit: that of its source.
+
+        ``shifted``: tensors whose range includes zero by a fold.
+        """
+        units = list(units)
+        borders = [t for unit in units for t in (*unit.inputs, unit.output, *unit.interior)]
+        sources = {source.name: source for source in map(source_of, borders)}
+        found = {
+            name: self._grid(source)
+            for name, source in sources.items()
+            if is_softmax(source) or name in self.stats
+        }
+        tensors = {tensor.name: source_of(tensor).name for tensor in (*borders, *sources.values())}
+        grids = {name: found[source] for name, source in tensors.items() if source in found}
+        for name in shifted:
+            if name in grids:
+                grids[name] = replace(grids[name], cure=Cure.SHIFT)
+        for unit in units:
+            if unit.clip is not None:
+                grids[unit.output.name] = inside(grids[unit.output.name], unit.clip[1])
+        return grids
+
+    def _grid(self, source: Tensor) -> Grid:
+        bits = self.bits.get(source.name, 8)
+        if is_softmax(source):
+            return Grid(2.0**-bits, 0, bits)  # QLinearSoftmax is exact at 1 / 256 only
+        seen = self.stats[source.name]
+        if seen.low == seen.high:
+            return grid_for(seen.low, seen.high, bits=bits)
+        counts = _counts(seen, self.evidence.tensors.get(source.name))
+        low, high = search_range(
+            seen.centers, counts, seen.low, seen.high,
+            bits=bits, candidates=self.search.candidates, lowest=self.search.lowest * LOWEST[bits],
+        )  # fmt: skip
+        grid = grid_for(low, high, bits=bits)
+        return _cured(grid, seen.centers, counts) if seen.one_sided else grid
+
+
+def _counts(seen: TensorStats, evidence: TensorEvidence | None) -> Doubles:
+    if evidence is None:
+        return seen.counts
+    return weighted_counts(seen.centers, seen.counts, evidence.values, evidence.gains)
+
+
+def _cured(cover: Grid, centers: Doubles, counts: Doubles) -> Grid:
+    """Return the better grid for a range without zero: widened to zero, or symmetric about it."""
+    symmetric = symmetric_grid(max(-cover.low, cover.high), bits=cover.bits)
+    errors = [
+        range_error(centers, counts, grid.low, grid.high, grid.top) for grid in (cover, symmetric)
+    ]
+    return symmetric if errors[1] < errors[0] else replace(cover, cure=Cure.COVER)
+
+
+def inside(grid: Grid, high: float) -> Grid:
+    """Return ``grid`` narrowed until no code lies above ``high``: else a Clip cannot be folded."""
+    scale = np.float32(min(grid.scale, high / max(grid.top - grid.zero_point, 1)))
+    while scale * np.float32(grid.top - grid.zero_point) > high:
+        scale = np.nextafter(scale, np.float32(0))
+    return replace(grid, scale=float(scale))

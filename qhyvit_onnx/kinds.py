@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a fusion unit can be: every kind that onnxruntime has an integer kernel for."""
+
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What a unit computes; each kind has one row in a target's table."""
+
+    CONV = "conv"
+    """Convolution that mixes channels and space."""
+    POINTWISE = "pointwise conv"
+    """1x1 convolution."""
+    DEPTHWISE = "depthwise conv"
+    """One filter per channel."""
+    STEM = "stem conv"
+    """Convolution of at most four input channels: too little work for integer kernels."""
+    GEMM = "gemm"
+    MATMUL = "matmul"
+    """Product with a constant weight, and its bias."""
+    PRODUCT = "product"
+    """Product of two activations: attention's QK and AV."""
+    SILU = "silu"
+    """x * Sigmoid(x)."""
+    SIGMOID = "sigmoid"
+    """Sigmoid of anything but a SiLU: a gate."""
+    LEAKY_RELU = "leaky relu"
+    SOFTMAX = "softmax"
+    ADD = "add"
+    MUL = "mul"
+    CONCAT = "concat"
+    POOL = "average pool"
+
+
+LAYERS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM, Kind.GEMM, Kind.MATMUL})
+"""Kinds with a constant weight."""
+
+CONVOLUTIONS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM})

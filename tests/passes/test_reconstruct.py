@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning block by block: it lowers the error, repeats itself, and declines with a reason."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+pytest.importorskip("torch", reason="learning runs in torch, an extra")
+
+from qhyvit_onnx.config import CompileConfig, Effort, Guard, Learning, Verification
+from qhyvit_onnx.data import Feeds
+from qhyvit_onnx.facts import GRIDS, SEARCHED
+from qhyvit_onnx.passes.reconstruct import default_learning
+from qhyvit_onnx.pipeline import default_pipeline
+from qhyvit_onnx.runtime import Arithmetic, Options, Session
+from qhyvit_onnx.state import State
+from qhyvit_onnx.targets import find_target
+from qhyvit_onnx.units import find_units, source_of
+from tests.blocks import mobilevit_v1, se_conv_net
+
+SHORT = Learning(samples=24, steps=20, finish=10)
+BIASES = Learning(samples=24, steps=0, finish=0)
+QUIET = {"guard": Guard(samples=0), "verification": Verification(rounds=0, replay=0)}
+
+
+def fed(model, count=24, seed=1):
+    rng = np.random.default_rng(seed)
+    port = model.graph.input[0]
+    shape = [dim.dim_value or 1 for dim in port.type.tensor_type.shape.dim]
+    return [{port.name: rng.standard_normal(shape).astype(np.float32)} for _ in range(count)]
+
+
+def compiled(model, feeds=None, precision="w4a4", **settings):
+    """Return the state before verify, and what reconstruct said."""
+    config = CompileConfig(precision=precision, **{"effort": Effort.DEFAULT, **QUIET, **settings})
+    state, said = State(model, config, Feeds.of(feeds or fed(model))), None
+    for item in default_pipeline(config, find_target("arm64", frozenset()))[:-1]:
+        outcome = item.run(state)
+        said = outcome if item.name == "reconstruct" else said
+    return state, said
+
+
+def sqnr(state, model):
+    """Return signal over noise on new samples, in dB."""
+    emitted = Session(state.model(), Options(arithmetic=Arithmetic.EXACT))
+    signal = noise = 0.0
+    for feed in fed(model, 16, seed=2):
+        want, got = (next(iter(s.run(feed).values())) for s in (Session(model), emitted))
+        signal, noise = signal + np.square(want).sum(), noise + np.square(want - got).sum()
+    return 10 * np.log10(signal / noise)
+
+
+def frozen_batch(model):
+    """Return the same net for a single sample."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for port in (*fixed.graph.input, *fixed.graph.output):
+        port.type.tensor_type.shape.dim[0].dim_value = 1
+    return fixed
+
+
+@pytest.fixture(scope="module")
+def net():
+    return mobilevit_v1()
+
+
+def test_learning_lowers_the_error_on_new_samples(net):
+    searched, said = compiled(net, effort=Effort.FAST)
+    assert said.note.startswith("off (")
+    corrected, told = compiled(net, learning=BIASES)
+    assert told.note.startswith("biases: ")
+    learned, _ = compiled(net, learning=SHORT)
+    # a random net of a few channels: 1 dB is far above what a draw of samples changes
+    assert sqnr(learned, net) > sqnr(searched, net) + 1.0
+    assert sqnr(corrected, net) > sqnr(searched, net) - 0.5
+
+
+def test_the_same_seed_gives_the_same_model(net):
+    first, _ = compiled(net, learning=SHORT)
+    second, _ = compiled(net, learning=SHORT)
+    other, _ = compiled(net, learning=SHORT, seed=1)
+    texts = [s.model().SerializeToString(deterministic=True) for s in (first, second, other)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def learned_grids(net):
+    """Return the state after reconstruct, with the float graph as it was."""
+    config = CompileConfig(precision="w4a4", effort=Effort.DEFAULT, learning=SHORT, **QUIET)
+    state = State(net, config, Feeds.of(fed(net)))
+    for item in default_pipeline(config, find_target("arm64", frozenset()))[:-2]:
+        item.run(state)
+    return state
+
+
+def test_codes_stay_next_to_the_weights(net):
+    state = learned_grids(net)
+    grids, before, flipped = state.get(GRIDS), state.get(SEARCHED), 0
+    layers = [unit for unit in find_units(state.graph) if unit.name in grids.codes]
+    assert len(layers) > 10
+    for unit in layers:
+        grid, weight = grids.weights[unit.name], unit.weight.values
+        ratio = np.clip(weight / grid.spread(weight.ndim), -grid.limit, grid.limit)
+        assert np.abs(grids.codes_of(unit) - ratio).max() < 1 + 1e-5
+        flipped += int((grids.codes_of(unit) != before.codes_of(unit)).sum())
+    assert flipped > 0
+
+
+def test_what_is_moved_stays_on_the_grid_of_its_source(net):
+    state = learned_grids(net)
+    grids, before = state.get(GRIDS).activations, state.get(SEARCHED).activations
+    moved = 0
+    for unit in find_units(state.graph):
+        for tensor in unit.inputs:
+            source = source_of(tensor)
+            if source is not tensor and tensor.name in grids:
+                assert grids[tensor.name].scale == grids[source.name].scale
+                moved += grids[tensor.name].scale != before[tensor.name].scale
+    assert moved > 0
+
+
+def test_a_net_for_one_sample_at_a_time(net):
+    static = frozen_batch(net)
+    state, said = compiled(static, learning=replace(SHORT, samples=16, steps=5, finish=2))
+    assert "layers in" in said.note
+    assert state.get(GRIDS).codes
+
+
+def test_a_net_without_bridges():
+    model = se_conv_net()
+    state, said = compiled(model, learning=SHORT)
+    assert "layers in" in said.note
+    assert state.get(GRIDS).codes
+
+
+@pytest.mark.parametrize(
+    ("reason", "count", "settings"),
+    [
+        ("effort fast", 4, {"effort": Effort.FAST}),
+        ("one calibration sample", 1, {}),
+        ("one calibration sample", 4, {"learning": Learning(samples=1, steps=1, finish=0)}),
+    ],
+)
+def test_it_declines_with_a_reason(net, reason, count, settings):
+    state, said = compiled(net, fed(net, count), **settings)
+    assert said.note.startswith("off (")
+    assert reason in said.note
+    assert state.get(GRIDS) == state.get(SEARCHED)
+
+
+@pytest.mark.parametrize(
+    ("effort", "precision", "learns"),
+    [
+        (Effort.FAST, "w4a4", (False, False)),
+        (Effort.DEFAULT, "w8a8", (True, False)),
+        (Effort.DEFAULT, "w6a8", (True, True)),
+        (Effort.MAX, "w8a8", (True, True)),
+    ],
+)
+def test_how_long_is_learned(net, effort, precision, learns):
+    config = CompileConfig(precision=precision, effort=effort)
+    found = default_learning(State(net, config, Feeds.of(fed(net, 1))))
+    assert (found.samples > 0, found.steps > 0) == learns

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model quantized in one way on one draw of calibration samples, in a process of its own."""
+
+import multiprocessing
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from _bench import Feed, best_arithmetic, quantize_static
+from _cases import Case, cases
+
+from qhyvit_onnx.compiler import compile_model
+from qhyvit_onnx.config import CompileConfig, Effort, Extent, Verification
+from qhyvit_onnx.metrics import Closeness, Comparison
+from qhyvit_onnx.passes.reconstruct import Reconstruct
+from qhyvit_onnx.pipeline import Step, Watcher, peak_megabytes
+from qhyvit_onnx.recipes import Form, find_recipe
+from qhyvit_onnx.runtime import Arithmetic, Arrays, Options, Session
+from qhyvit_onnx.simulator import Simulation, simulate, simulation_of
+from qhyvit_onnx.state import State
+
+PEERS = {"ort-minmax": "MinMax", "ort-percentile": "Percentile"}
+"""onnxruntime's own quantizer, by what it is called here and by its calibration method."""
+
+BATCH = 250
+SIMULATED = 1000
+"""Test samples on which the simulation of an emitted model is run beside it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What is measured; the fields are the keys of a row."""
+
+    model: str
+    recipe: str
+    precision: str
+    effort: str
+    placement: str
+    target: str
+    samples: int
+    draw: int
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where models and data lie."""
+
+    ocr: Path | None
+    cifar: Path | None
+    extra: tuple[Path, ...]
+
+
+class Runs(Protocol):
+    """A session, or something like it."""
+
+    outputs: list[str]
+
+    def run(self, feeds: Feed) -> Arrays:
+        """Return outputs by name."""
+
+
+def perform(trial: Trial, folders: Folders) -> dict[str, Any]:
+    """Return the row of ``trial``, made in a process of its own: memory is counted from nothing."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_measured, (trial, folders))
+
+
+def possible(trial: Trial) -> bool:
+    """Tell whether the tool of ``trial`` knows its precision."""
+    return trial.recipe not in PEERS or trial.precision in {"w8a8", "w4a8"}
+
+
+def _measured(trial: Trial, folders: Folders) -> dict[str, Any]:
+    found = (c for c in cases(folders.ocr, folders.cifar, folders.extra) if c.name == trial.model)
+    case = next(found)
+    if trial.recipe in PEERS:
+        return asdict(trial) | _peer(trial, case)
+    if find_recipe(trial.recipe).form is Form.SIMULATED:
+        return asdict(trial) | _simulated(trial, case)
+    return asdict(trial) | _emitted(trial, case)
+
+
+def _config(trial: Trial) -> CompileConfig:
+    return CompileConfig(
+        recipe=trial.recipe,
+        precision=trial.precision,
+        effort=Effort(trial.effort) if trial.effort else None,
+        placement=Extent(trial.placement),
+        target=trial.target,
+        calib_samples=trial.samples,
+        seed=trial.draw,
+        verification=Verification(rounds=0, replay=0, samples=1),
+    )
+
+
+class _Listener(Watcher):
+    """Keeps a simulation of what is about to be emitted."""
+
+    simulation: Simulation | None = None
+
+    def finished(self, step: Step, state: State) -> None:
+        """Take the state while its graph is still in float."""
+        if step.name == Reconstruct.name:
+            self.simulation = simulation_of(state)
+
+
+def _emitted(trial: Trial, case: Case) -> dict[str, Any]:
+    """Compile, run the file in onnxruntime, and beside it the simulation on some samples."""
+    start, listener = time.perf_counter(), _Listener()
+    compiled = compile_model(
+        case.model, case.drawn(trial.samples, trial.draw), _config(trial), watcher=listener
+    )
+    seconds, peak = time.perf_counter() - start, peak_megabytes()
+    report = compiled.report
+    session = Session(compiled.model, Options(arithmetic=Arithmetic(report.arithmetic)))
+    both = compare(case, session, limit=SIMULATED)
+    assert listener.simulation is not None
+    apart = compare(case, listener.simulation, limit=SIMULATED)
+    return _row(compare(case, session), seconds, peak) | {
+        "form": "emitted",
+        "int8 units": f"{report.int8_units}/{len(report.units)}",
+        "simulation off by": _apart(apart, both),
+    }
+
+
+def _simulated(trial: Trial, case: Case) -> dict[str, Any]:
+    start = time.perf_counter()
+    simulation = simulate(case.model, case.drawn(trial.samples, trial.draw), _config(trial))
+    seconds, peak = time.perf_counter() - start, peak_megabytes()
+    facts = simulation.facts
+    return _row(compare(case, simulation), seconds, peak) | {
+        "form": "simulation",
+        "int8 units": f"{facts.int8_units}/{facts.units}",
+        "simulation off by": None,
+    }
+
+
+def _peer(trial: Trial, case: Case) -> dict[str, Any]:
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        file = quantize_static(
+            case.model,
+            case.drawn(trial.samples, trial.draw),
+            Path(folder) / "static.onnx",
+            method=PEERS[trial.recipe],
+            weight_bits=int(trial.precision[1]),
+        )
+        seconds, peak = time.perf_counter() - start, peak_megabytes()
+        session = Session(file, Options(arithmetic=best_arithmetic(file)))
+        return _row(compare(case, session), seconds, peak) | {
+            "form": "emitted",
+            "int8 units": "",
+            "simulation off by": None,
+        }
+
+
+def compare(case: Case, candidate: Runs, limit: int | None = None) -> Closeness:
+    """Return how close ``candidate`` is to the float model on test samples, at most ``limit``."""
+    reference, comparison, taken = Session(case.model), Comparison(), 0
+    for feed, labels in case.batches(BATCH):
+        want, got = reference.run(feed), candidate.run(feed)
+        name = reference.outputs[0]
+        comparison.add(want[name], got[name], labels)
+        taken += len(next(iter(feed.values())))
+        if limit is not None and taken >= limit:
+            break
+    return comparison.result()
+
+
+def _row(item: Closeness, seconds: float, peak: float) -> dict[str, Any]:
+    return {
+        "float top-1": item.top1_float,
+        "top-1": item.top1_int8,
+        "agreement": item.agreement,
+        "sqnr_db": item.sqnr_db,
+        "seconds": round(seconds, 1),
+        "peak_mb": round(peak),
+    }
+
+
+def _apart(simulated: Closeness, emitted: Closeness) -> float:
+    """Return by how much the simulation's figure differs: points of top-1, or of agreement."""
+    if simulated.top1_int8 is None or emitted.top1_int8 is None:
+        return round(100 * (simulated.agreement - emitted.agreement), 3)
+    return round(100 * (simulated.top1_int8 - emitted.top1_int8), 3)
