@@ -65,7 +65,8 @@ class Scene:
         error -= self.target
         np.square(error, out=error)
         error *= self.gains
-        return error.sum(axis=1, dtype=np.float64)
+        cost: NDArray[np.float64] = error.sum(axis=1, dtype=np.float64)
+        return cost
 
     def angle(self, left: Floats, right: Floats) -> float:
         """Return one less the cosine between the outputs with and without rounding, 0 to 2.
@@ -130,4 +131,5 @@ def rounded_weight(right: Floats, steps: Floats, limit: int) -> Floats:
     codes = np.rint(right / spread)
     np.clip(codes, -limit, limit, out=codes)
     codes *= spread
-    return codes.astype(np.float32)
+    rounded: Floats = codes.astype(np.float32)
+    return rounded

@@ -16,6 +16,10 @@ from qhyvit_onnx.kernels.fake_quant import fake_quantize, round_through
 LOW, HIGH = -0.1, 1.1
 """Ends of the stretched sigmoid, so that both roundings are reached (AdaRound, eq. 23)."""
 
+SIDE = 0.1
+"""How far from the middle an element starts at least, on the side of its code: nearer, noise in the
+first steps would turn over what the search has found."""
+
 NEARLY = 0.01
 """How close to a code an element may start: closer it could not leave any more."""
 
@@ -47,8 +51,8 @@ class SoftRounding:
         steps = grid.spread(weight.ndim)
         ratio = np.clip(weight / steps, -grid.limit, grid.limit)
         floor = np.clip(np.floor(ratio), -grid.limit, grid.limit - 1)
-        chosen = np.where(codes > floor, np.maximum(ratio - floor, 0.5), ratio - floor)
-        chosen = np.where(codes <= floor, np.minimum(chosen, 0.5 - NEARLY), chosen)
+        chosen = np.where(codes > floor, np.maximum(ratio - floor, 0.5 + SIDE), ratio - floor)
+        chosen = np.where(codes <= floor, np.minimum(chosen, 0.5 - SIDE), chosen)
         up = np.clip((chosen - LOW) / (HIGH - LOW), NEARLY, 1 - NEARLY)
         self._steps = torch.from_numpy(np.asarray(steps)).to(device)
         self._floor = torch.from_numpy(floor.astype(np.float32)).to(device)

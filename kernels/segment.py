@@ -17,18 +17,15 @@ class Segment:
     def __init__(
         self,
         executor: Executor,
-        samples: Sequence[Mapping[str, Array]],
+        seen: Sequence[Mapping[str, Tensor]],
         inputs: Sequence[str],
         gains: Mapping[str, float],
     ) -> None:
-        """Run the network on ``samples``, all in one batch where it takes one.
+        """Pick what the stretch reads and writes from ``seen``, which ``record`` returned.
 
         ``gains``: by name of each tensor that leaves the stretch, what a squared error there costs.
         """
         self._executor, self._gains = executor, gains
-        wanted = tuple(dict.fromkeys((*inputs, *gains)))
-        with torch.no_grad():
-            seen = [executor.run(batch, wanted) for batch in _batches(executor, samples)]
         self._feeds = [{name: found[name] for name in inputs} for found in seen]
         self._targets = [{name: found[name] for name in gains} for found in seen]
 
@@ -41,6 +38,14 @@ class Segment:
                 for name, target in targets.items():
                     total += self._gains[name] * _squared(found[name], target)
         return total
+
+
+def record(
+    executor: Executor, samples: Sequence[Mapping[str, Array]], names: Sequence[str]
+) -> list[dict[str, Tensor]]:
+    """Return the tensors ``names`` of the network on ``samples``, in one batch if it takes one."""
+    with torch.no_grad():
+        return [executor.run(batch, names) for batch in _batches(executor, samples)]
 
 
 def _squared(found: Tensor, target: Tensor) -> float:

@@ -110,4 +110,7 @@ def cost_on_rows(error: Floats, evidence: LayerEvidence) -> NDArray[np.float64]:
     columns = error.reshape(groups, -1, width).transpose(0, 2, 1)
     moved = np.matmul(evidence.rows.transpose(1, 0, 2), columns)  # (groups, P, C / groups)
     spread = moved.transpose(1, 0, 2).reshape(len(evidence.rows), -1)
-    return np.einsum("pc,pc->c", evidence.gains, np.square(spread), dtype=np.float64)
+    cost: NDArray[np.float64] = np.einsum(
+        "pc,pc->c", evidence.gains, np.square(spread), dtype=np.float64
+    )
+    return cost

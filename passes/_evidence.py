@@ -7,7 +7,8 @@ from math import prod
 from qhyvit_onnx.facts import Bridge
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.kernels.probes import LayerProbe, Probes, ProductProbe, Stack, Window
-from qhyvit_onnx.units import CONVOLUTIONS, LAYERS, Kind, Unit, is_softmax, source_of
+from qhyvit_onnx.passes._sources import sources_of
+from qhyvit_onnx.units import CONVOLUTIONS, LAYERS, Kind, Unit, is_softmax
 
 GRAM_NUMBERS = 1 << 24
 """Numbers that the grams of one layer may hold (64 MiB): one group may read 4,096."""
@@ -22,13 +23,11 @@ def probes_of(
     """
     layers = [unit for unit in units if unit.kind in LAYERS and not too_wide(unit)]
     products = [unit for unit in units if unit.kind is Kind.PRODUCT]
-    borders = (t for unit in units for t in (*unit.inputs, unit.output, *unit.interior))
-    sources = {source.name: source for source in map(source_of, borders)}
     crossed = (name for bridge in bridges for name in bridge.outputs)
     return Probes(
         tensors={
             name: stats[name].axis
-            for name, tensor in sources.items()
+            for name, tensor in sources_of(units).items()
             if name in stats and not is_softmax(tensor)
         },
         layers={unit.name: _layer(unit) for unit in layers},

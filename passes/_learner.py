@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from qhyvit_onnx.data import Feed
 from qhyvit_onnx.facts import Grids
@@ -30,6 +31,19 @@ class Progress:
     after: float
     """Error of held-out samples at the outputs, relative to the signal: as searched, with
     corrected biases, and learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Error of held-out samples at the outputs of the network, relative to the signal."""
+
+    searched: float
+    learned: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether what was learned is used."""
+        return self.learned < self.searched
 
 
 class Walk:
@@ -65,16 +79,26 @@ class Walk:
 
     def finish(self, schedule: Schedule, seed: int) -> Progress:
         """Learn all scales and biases together, on the outputs of the network."""
-        self._floats = self._inputs()
-        self._rounded = dict(self._floats)
-        program, ends = self._executor.program, self._network.passing.ends
-        outputs = tuple(name for name in ends if name not in self._network.passing.fixed)
-        span = Span(0, len(program.steps) - 1, program.inputs, outputs, ())
-        schedule = self._fitting(span, schedule)
         learnables = self._learned.everything()
-        block = self._block(span, schedule.batch)
-        lesson = Lesson(self._executor, block, learnables, schedule)
+        schedule = self._fitting(self._whole, schedule)
+        lesson = Lesson(self._executor, self._network_as_block, learnables, schedule)
         return self._teach(lesson, learnables, schedule, seed)
+
+    def judge(self) -> Verdict:
+        """Go back to what was searched if all that was learned does not help the outputs.
+
+        Each block was judged by itself; errors that cancelled between blocks may do so no longer.
+        """
+        fresh = Learned(self._network)
+        both = fresh.inside(self._whole), self._learned.everything()
+        schedule = self._fitting(self._whole, self._schedule)
+        searched, learned = (
+            Lesson(self._executor, self._network_as_block, item, schedule).error(self._judges)
+            for item in both
+        )
+        if not learned < searched:
+            self._learned = fresh
+        return Verdict(searched, learned)
 
     def grids(self) -> Grids:
         """Return the grids with everything learned so far."""
@@ -88,13 +112,29 @@ class Walk:
         self, lesson: Lesson, learnables: Learnables, schedule: Schedule, seed: int
     ) -> Progress:
         """Correct the biases, learn, correct again: each step is kept where it helps."""
-        train, judges = self._train, self._held or self._train
+        train, judges = self._train, self._judges
         before = lesson.error(judges)
         corrected = after = lesson.correct(train, judges, before)
         if schedule.steps:
             after = lesson.learn(train, judges, seed, corrected)
             after = lesson.correct(train, judges, after)
         return Progress(len(learnables.roundings), before, corrected, after)
+
+    @property
+    def _judges(self) -> list[int]:
+        return self._held or self._train
+
+    @cached_property
+    def _whole(self) -> Span:
+        program, seen = self._executor.program, self._network.passing
+        outputs = tuple(name for name in seen.ends if name not in seen.fixed)
+        return Span(0, len(program.steps) - 1, program.inputs, outputs, ())
+
+    @cached_property
+    def _network_as_block(self) -> Block:
+        self._floats = self._inputs()
+        self._rounded = dict(self._floats)
+        return self._block(self._whole, self._fitting(self._whole, self._schedule).batch)
 
     def _inputs(self) -> dict[str, SampleStore]:
         stores = {name: SampleStore(self._memory) for name in self._samples[0]}

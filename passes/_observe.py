@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qhyvit_onnx.config import Extent
 from qhyvit_onnx.errors import DataError, ModelError
 from qhyvit_onnx.graph import Tensor, producer
 from qhyvit_onnx.kernels.observers import Observer, TensorStats
@@ -79,15 +80,18 @@ def _leave_out(
         del observers[name]
 
 
-def watched(units: Iterable[Unit]) -> dict[str, int]:
+def watched(units: Iterable[Unit], extent: Extent) -> dict[str, int]:
     """Return the tensors to watch, each with its channel axis.
 
     What a kernel reads, seen through data movement, and what it writes as codes. A tensor that a
     kernel writes as floats is watched only if another kernel reads it; what a softmax writes only
     if something else than a product (attention) reads it: it is large, and its grid is fixed.
+    What a softmax reads, as large, is watched only where it may run int8: with Extent.FULL.
     """
     axes: dict[str, int] = {}
     for unit in units:
+        if unit.kind is Kind.SOFTMAX and extent is Extent.FAST:
+            continue
         convolves = unit.kind in CONVOLUTIONS
         if unit.kind in LAYERS:  # its weight columns meet these channels: this axis counts
             axes[unit.inputs[0].name] = 1 if convolves else -1

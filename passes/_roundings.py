@@ -60,6 +60,7 @@ def _unmoved(graph: Graph, key: Key, owner: str) -> Key | None:
     tensor, place = node.inputs[key[1]], key
     while tensor.name != owner:
         mover = producer(tensor)
+        assert mover is not None  # the owner lies before it
         tensor, place = mover.inputs[0], (str(mover.name), 0)
     return place
 

@@ -71,8 +71,9 @@ def _observed(state: State, flow: Flow, change: Change) -> dict[str, TensorStats
     touched = {name for name, ids in flow.ids.items() if change.touches(ids)}
     products = (item for item in flow.products if change.touches(item.right))
     scores = {name for product in products for name in product.scores}
-    axes = {name: axis for name, axis in watched(units).items() if name in touched | scores}
-    return observe(state, axes, units)[0] if axes else {}
+    axes = watched(units, state.config.placement)
+    moved = {name: axis for name, axis in axes.items() if name in touched | scores}
+    return observe(state, moved, units)[0] if moved else {}
 
 
 def _fold(

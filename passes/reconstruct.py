@@ -23,7 +23,7 @@ from qhyvit_onnx.units import LAYERS, Unit, is_softmax
 
 if TYPE_CHECKING:
     from qhyvit_onnx.passes._learned import Network
-    from qhyvit_onnx.passes._learner import Progress
+    from qhyvit_onnx.passes._learner import Progress, Verdict
 
 IN_MEMORY = 256 << 20
 """Bytes of samples held in memory; what is more goes to a temporary file."""
@@ -67,8 +67,9 @@ class Reconstruct(Pass):
                 whole = Schedule(steps=learning.finish, rounding_rate=0.0, dropped=0.0)
                 found.append(walk.finish(whole, state.config.seed))
                 state.tick(total, total)
+            verdict = walk.judge()
         state.put(GRIDS, walk.grids())
-        return Outcome(0, _note(found, learning, len(samples)))
+        return Outcome(0, _note(found, learning, len(samples), verdict))
 
     def _network(self, state: State, samples: Sequence[Feed]) -> "tuple[Network, list[Span]]":
         """Return what is learned on, and the blocks in which it is."""
@@ -146,7 +147,7 @@ def _unique(tensors: Sequence[Tensor]) -> list[Tensor]:
     return list({id(tensor): tensor for tensor in tensors}.values())
 
 
-def _note(found: "Sequence[Progress]", learning: Learning, samples: int) -> str:
+def _note(found: "Sequence[Progress]", learning: Learning, samples: int, verdict: "Verdict") -> str:
     blocks = found[:-1] if learning.finish else found
     layers = sum(item.layers for item in blocks)
     better = sum(item.after < item.before for item in blocks)
@@ -158,4 +159,6 @@ def _note(found: "Sequence[Progress]", learning: Learning, samples: int) -> str:
     told += f", held-out error {before:.2g} to {after:.2g}"
     if learning.finish:
         told += f"; then together, {found[-1].before:.2g} to {found[-1].after:.2g}"
+    at_end = f"{verdict.searched:.2g} to {verdict.learned:.2g}"
+    told += f"; at the outputs {at_end}" if verdict.kept else f"; left out: {at_end} at the outputs"
     return told if learning.steps else f"biases: {told}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qhyvit_onnx.config import Search
-from qhyvit_onnx.facts import EVIDENCE, FOLDS, RANGES, SEARCHED, Grids
+from qhyvit_onnx.facts import BRIDGES, EVIDENCE, FLOAT, FOLDS, RANGES, SEARCHED, Grids
 from qhyvit_onnx.grid import Cure, Grid
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._baselines import search as published
@@ -13,6 +13,7 @@ from qhyvit_onnx.passes._searching.activations import ActivationSearch
 from qhyvit_onnx.passes._searching.bridges import search_bridges
 from qhyvit_onnx.passes._searching.products import attention_grids
 from qhyvit_onnx.passes._searching.weights import WeightChoice, WeightSearch
+from qhyvit_onnx.passes._sources import spread
 from qhyvit_onnx.passes._widths import activation_bits, widths_of
 from qhyvit_onnx.recipes import find_recipe
 from qhyvit_onnx.state import State
@@ -33,16 +34,16 @@ class SearchScales(Pass):
 
     name = "search-scales"
     summary = "scale and zero point per tensor, scale and codes per weight, by least error"
-    needs = (RANGES, FOLDS, EVIDENCE)
+    needs = (RANGES, FOLDS, FLOAT, BRIDGES, EVIDENCE)
     gives = (SEARCHED,)
 
     def run(self, state: State) -> Outcome:
         """Put SEARCHED; a published recipe finds it in its own way."""
-        recipe = find_recipe(state.config.recipe)
+        recipe, units = find_recipe(state.config.recipe), find_units(state.graph)
         if recipe.method is not None:
             grids, outcome = published.search(state, recipe, self.target)
         else:
-            grids, outcome = self._search(state, find_units(state.graph))
+            grids, outcome = self._search(state, units)
         state.put(SEARCHED, grids)
         return outcome
 
@@ -60,8 +61,9 @@ class SearchScales(Pass):
         fixed = {unit.output.name for unit in units if unit.clip is not None}
         if whole:
             fixed |= {t.name for t in state.graph.tensors().values() if is_softmax(t)}
-        grids, improved = search_bridges(state, units, found, self.target, fixed)
-        return replace(found, activations=grids), Outcome(0, _note(found, improved))
+        activations, improved = search_bridges(state, units, found, self.target, fixed)
+        found = replace(found, activations=spread(units, activations))
+        return found, Outcome(0, _note(found, improved))
 
     def _fixes_softmax(self, state: State) -> bool:
         """Tell whether an integer Softmax may write attention maps: it writes one grid only."""

@@ -106,8 +106,9 @@ class Grids:
         """Return the weight of a layer as its integer kernel sees it, in floats."""
         if unit.name in self.columns:
             return self.columns[unit.name].fake(np.asarray(value(unit.weight), np.float32))
-        steps = self.weights[unit.name].spread(len(unit.weight.shape))
-        rounded: NDArray[np.float32] = (self.codes_of(unit) * steps).astype(np.float32)
+        codes = self.codes_of(unit)
+        steps = self.weights[unit.name].spread(codes.ndim)
+        rounded: NDArray[np.float32] = (codes * steps).astype(np.float32)
         return rounded
 
     def bias_of(self, unit: Unit) -> NDArray[np.float32]:

@@ -119,7 +119,8 @@ class Method:
     """How one published method picks its grids."""
 
     ends: Ends = Ends.EXTREMES
-    scheme: Scheme = Scheme.ASYMMETRIC
+    scheme: Scheme = Scheme.SYMMETRIC
+    """Of weights. An asymmetric one has the ends of each row."""
     overflow: Overflow = Overflow.COVERED
     weights: Rows = Rows.ALL
     attention: Attention = Attention.UNIFORM

@@ -82,9 +82,14 @@ def find_recipe(name: str) -> Recipe:
         ConfigError, with the names that there are.
     """
     if name not in RECIPES:
-        known = ", ".join(recipe.name for recipe in RECIPES.values() if recipe.listed)
-        raise ConfigError(f"recipe {name!r} is not known", hint=f"use one of {known}")
+        raise ConfigError(f"recipe {name!r} is not known", hint=f"use one of {listed()}")
     return RECIPES[name]
+
+
+def listed(*forms: Form) -> str:
+    """Return the names of recipes as help shows them: all, or those that give one of ``forms``."""
+    found = (item for item in RECIPES.values() if item.listed and item.form in (forms or Form))
+    return ", ".join(item.name for item in found)
 
 
 def undeployable(recipe: Recipe) -> ConfigError:
@@ -101,7 +106,17 @@ _HYBRID = OutputSearch(
 
 
 def _q_hyvit(stage: str, *freedoms: Freedom) -> Recipe:
-    """Return the recipe that searches ``freedoms`` beside scales."""
+    """Return the recipe that searches ``freedoms`` beside scales.
+
+    The paper, where its released code does something else: granularity and scheme are searched
+    (there: layer-wise unless grouped, always symmetric), a bridge is measured where it ends (there:
+    each of its layers), attention products of every family are quantized (there: MobileViTv1's).
+
+    Neither of both: gradients are the Fisher's, as those of the divergence of a network from itself
+    vanish; one number stands for them at an end of a bridge; packed weights of queries, keys and
+    values have one scale (code: three); biases are not corrected; behind a fused Relu, which no
+    kernel has with codes below zero, the lowest code is zero.
+    """
     searched = replace(_HYBRID, freedoms=frozenset((Freedom.HEADS, *freedoms)))
     return Recipe(
         name=f"q-hyvit{stage}",
@@ -112,7 +127,6 @@ def _q_hyvit(stage: str, *freedoms: Freedom) -> Recipe:
         form=Form.FOUND,
         obstacle="a scale for each channel or head of an activation",
         method=Method(
-            scheme=Scheme.SYMMETRIC,
             overflow=Overflow.CLAMPED,
             weights=Rows.CONVOLUTIONS,
             outputs=searched,
@@ -144,7 +158,6 @@ _ALL = (
         summary="scales by the cosine of layer outputs",
         source="Wu et al., EasyQuant, arXiv 2006.16669",
         method=Method(
-            scheme=Scheme.SYMMETRIC,
             weights=Rows.NONE,
             outputs=OutputSearch(metric=Metric.COSINE, lowest=0.5, highest=1.2),
         ),
@@ -166,7 +179,6 @@ _ALL = (
         form=Form.SIMULATED,
         obstacle="two steps in one tensor",
         method=Method(
-            scheme=Scheme.SYMMETRIC,
             weights=Rows.CONVOLUTIONS,
             attention=Attention.TWIN,
             tails=Tails.TWIN,
@@ -178,9 +190,10 @@ _ALL = (
         summary="channels of what norms write made equal, log sqrt2 softmax",
         source="Li et al., RepQ-ViT, arXiv 2212.08254",
         form=Form.SIMULATED,
-        obstacle="logarithms of attention",
+        obstacle="logarithms of attention, and weights with a zero point",
         method=Method(
             ends=Ends.BEST_PERCENTILE,
+            scheme=Scheme.ASYMMETRIC,
             overflow=Overflow.FREE,
             attention=Attention.LOG_SQRT2,
             norms=Norms.CHANNELS,

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhyvit_onnx.errors import PassError
-from qhyvit_onnx.grid import WeightGrid
 
 Array = NDArray[np.floating]
 
@@ -105,7 +104,7 @@ class TwinGrid:
 
     def __post_init__(self) -> None:
         """Reject what rounds nothing."""
-        _positive(np.float32([self.below, self.above]))
+        _positive(np.asarray([self.below, self.above], np.float32))
 
     @property
     def limit(self) -> int:
@@ -124,14 +123,14 @@ class ColumnGrid:
     """A weight that is rounded after its input channels were multiplied, and divided again.
 
     Shapes:
-        factors broadcastable against the weight.
+        ``grid`` along the output channels; factors broadcastable against the weight.
 
     Source:
         scale reparameterisation after norms, RepQ-ViT, arXiv 2212.08254: the factors are folded
         into the weight before it is rounded.
     """
 
-    grid: WeightGrid
+    grid: ChannelGrid
     factors: NDArray[np.float32]
 
     def __post_init__(self) -> None:

@@ -78,7 +78,7 @@ def _measured(trial: Trial, folders: Folders) -> dict[str, Any]:
     case = next(found)
     if trial.recipe in PEERS:
         return asdict(trial) | _peer(trial, case)
-    if find_recipe(trial.recipe).form is Form.SIMULATED:
+    if find_recipe(trial.recipe).form is not Form.DEPLOYED:
         return asdict(trial) | _simulated(trial, case)
     return asdict(trial) | _emitted(trial, case)
 
@@ -132,7 +132,7 @@ def _simulated(trial: Trial, case: Case) -> dict[str, Any]:
     seconds, peak = time.perf_counter() - start, peak_megabytes()
     facts = simulation.facts
     return _row(compare(case, simulation), seconds, peak) | {
-        "form": "simulation",
+        "form": "simulation" if facts.undeployable else "simulation, deployable",
         "int8 units": f"{facts.int8_units}/{facts.units}",
         "simulation off by": None,
     }

@@ -14,11 +14,10 @@ from qhyvit_onnx.passes._baselines.pieces import Activation, AnyGrid, Piece
 from qhyvit_onnx.passes._baselines.weights import (
     columns_of,
     grid_of,
-    limit_of,
     peaks_of,
     per_column,
-    weight_of,
 )
+from qhyvit_onnx.passes._matrices import limit_of, weight_of
 from qhyvit_onnx.units import LAYERS, Unit
 
 STRIDE = 4

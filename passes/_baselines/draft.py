@@ -9,7 +9,7 @@ from qhyvit_onnx.config import Extent
 from qhyvit_onnx.facts import EVIDENCE, RANGES, Grids
 from qhyvit_onnx.graph import Tensor
 from qhyvit_onnx.grid import Grid, WeightGrid, grid_for
-from qhyvit_onnx.methods import Attention, Method, Norms
+from qhyvit_onnx.methods import Attention, Method, Norms, Scheme
 from qhyvit_onnx.passes._baselines.attention import log_grid
 from qhyvit_onnx.passes._baselines.norms import (
     column_factors,
@@ -18,23 +18,26 @@ from qhyvit_onnx.passes._baselines.norms import (
     power_of_two_factors,
 )
 from qhyvit_onnx.passes._baselines.pieces import Activation, Piece
-from qhyvit_onnx.passes._baselines.ranges import ends_of, grid_between, inside
+from qhyvit_onnx.passes._baselines.ranges import ends_of, grid_between
 from qhyvit_onnx.passes._baselines.roles import roles_of
 from qhyvit_onnx.passes._baselines.weights import (
-    Floats,
+    between_percentiles,
     columns_of,
     deployable,
     grid_of,
-    limit_of,
     peaks_of,
     per_column,
-    weight_of,
 )
+from qhyvit_onnx.passes._limits import within_limits
+from qhyvit_onnx.passes._matrices import Floats, limit_of, weight_of
+from qhyvit_onnx.passes._sources import sources_of, spread
 from qhyvit_onnx.passes._widths import activation_bits, widths_of
 from qhyvit_onnx.simulated import ChannelGrid, ColumnGrid, Simulated
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import Target
-from qhyvit_onnx.units import LAYERS, Unit, find_units, is_softmax, source_of
+from qhyvit_onnx.units import LAYERS, Unit, find_units, is_softmax
+
+ONE = np.ones((), np.float32)
 
 
 class Draft:
@@ -51,15 +54,14 @@ class Draft:
         self._bits = activation_bits(self.units, self._widths)
         self._simulated: dict[str, Simulated] = {}
         self._columns: dict[str, ColumnGrid] = {}
-        borders = [t for unit in self.units for t in (*unit.inputs, unit.output, *unit.interior)]
-        self._tensors = [*borders, *map(source_of, borders)]
-        sources = {tensor.name: tensor for tensor in map(source_of, borders)}
         self._grids = {
             name: self._range(tensor)
-            for name, tensor in sources.items()
+            for name, tensor in sources_of(self.units).items()
             if is_softmax(tensor) or name in self.stats
         }
-        self._weights = {u.name: self._weight(u, weight_of(u)) for u in self._layers()}
+        self._weights = {unit.name: self._weight(unit) for unit in self._layers()}
+        if method.scheme is Scheme.ASYMMETRIC:
+            self._columns = {unit.name: self._between(unit) for unit in self._layers()}
 
     def bits_of(self, source: Tensor) -> int:
         """Return the bits of an activation."""
@@ -114,14 +116,8 @@ class Draft:
 
     def result(self, target: Target) -> Grids:
         """Return all grids, as the kernels of ``target`` need them where they can be emitted."""
-        activations = {
-            tensor.name: self._grids[source_of(tensor).name]
-            for tensor in self._tensors
-            if source_of(tensor).name in self._grids
-        }
-        for unit in self.units:
-            if unit.clip is not None and unit.output.name in activations:
-                activations[unit.output.name] = inside(activations[unit.output.name], unit.clip[1])
+        grids = within_limits(self.units, self._grids, self.stats)
+        activations = spread(self.units, grids)
         weights = {}
         for unit in self._layers():
             step = (
@@ -153,11 +149,15 @@ class Draft:
         self._simulated[source.name] = found
         return grid_for(low, high, bits=bits)
 
-    def _weight(self, unit: Unit, weight: Floats) -> WeightGrid:
+    def _weight(self, unit: Unit) -> WeightGrid:
         bits = self.weight_bits(unit)
         apart = per_column(unit, self._method.weights)
-        peaks = peaks_of(columns_of(unit, weight), apart=apart)
+        peaks = peaks_of(columns_of(unit, weight_of(unit)), apart=apart)
         return grid_of(unit, peaks / np.float32(limit_of(bits)), bits)
+
+    def _between(self, unit: Unit, factors: Floats = ONE) -> ColumnGrid:
+        weight = weight_of(unit) * factors
+        return ColumnGrid(between_percentiles(unit, weight, self.weight_bits(unit)), factors)
 
     def _sampled(self) -> frozenset[str]:
         """Return the tensors with a grid of which places were drawn channel by channel."""
@@ -176,12 +176,9 @@ class Draft:
         grid = equalised_channels(values, self.stats[name], bits)
         self._simulated[name] = grid
         for unit in readers:
-            factors = column_factors(unit, grid)
-            scaled = self._weight(unit, weight_of(unit) * factors)
-            self._columns[unit.name] = ColumnGrid(scaled, factors)
+            self._columns[unit.name] = self._between(unit, column_factors(unit, grid))
 
     def _attended(self) -> list[Tensor]:
         """Return what a softmax writes and a layer or product reads."""
-        sources = {tensor.name: source_of(tensor) for tensor in self._tensors}
-        found = {s.name: s for s in sources.values() if is_softmax(s) and s.name in self._bits}
-        return list(found.values())
+        sources = sources_of(self.units).values()
+        return [tensor for tensor in sources if is_softmax(tensor) and tensor.name in self._bits]

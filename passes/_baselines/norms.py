@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from qhyvit_onnx.grid import TINY_SCALE
 from qhyvit_onnx.kernels.observers import TensorStats
-from qhyvit_onnx.methods import Overflow
-from qhyvit_onnx.passes._baselines.ranges import SHARES, channels_between
-from qhyvit_onnx.passes._baselines.weights import input_axis, weight_of
+from qhyvit_onnx.passes._baselines.ranges import SHARES, best_channels, squared_errors
+from qhyvit_onnx.passes._baselines.weights import input_axis
+from qhyvit_onnx.passes._matrices import weight_of
 from qhyvit_onnx.simulated import ChannelGrid
 from qhyvit_onnx.units import CONVOLUTIONS, LAYERS, Unit, source_of
 
@@ -40,7 +40,7 @@ def power_of_two_factors(values: Floats, seen: TensorStats, bits: int) -> Channe
         ChannelGrid(np.full(zeros.shape, step / 2**k, np.float32), zeros, -1, bits)
         for k in range(POWERS)  # the widest first: it wins a tie
     ]
-    best = np.argmin([_errors(values, grid) for grid in grids], axis=0)
+    best = np.argmin([squared_errors(values, grid) for grid in grids], axis=0)
     scales = np.float32(step) / np.exp2(best).astype(np.float32)
     return ChannelGrid(scales, zeros, seen.axis, bits)
 
@@ -62,14 +62,7 @@ def equalised_channels(values: Floats, seen: TensorStats, bits: int) -> ChannelG
     for share in SHARES[1:]:
         low, high = np.quantile(values, [1 - share, share], axis=0)
         ranges.append((low, high))
-    grids = [
-        channels_between(low, high, -1, bits=bits, overflow=Overflow.FREE) for low, high in ranges
-    ]
-    best = np.argmin([_errors(values, grid) for grid in grids], axis=0)
-    columns = np.arange(best.size)
-    scales = np.stack([grid.scales for grid in grids])[best, columns]
-    zeros = np.stack([grid.zero_points for grid in grids])[best, columns]
-    return ChannelGrid(scales, zeros, seen.axis, bits)
+    return best_channels(values, ranges, seen.axis, bits)
 
 
 def linear_readers(units: Sequence[Unit], name: str) -> list[Unit]:
@@ -97,9 +90,3 @@ def column_factors(unit: Unit, grid: ChannelGrid) -> Floats:
     shape[input_axis(unit)] = grid.scales.size
     factors: Floats = (grid.scales / grid.scales.mean()).reshape(shape).astype(np.float32)
     return factors
-
-
-def _errors(values: Floats, grid: ChannelGrid) -> NDArray[np.float64]:
-    """Return the squared error of every channel, (C,)."""
-    found: NDArray[np.float64] = np.square(grid.fake(values) - values).sum(axis=0, dtype=np.float64)
-    return found

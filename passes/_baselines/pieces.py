@@ -13,7 +13,8 @@ from qhyvit_onnx.grid import Grid, WeightGrid
 from qhyvit_onnx.kernels.evidence import Evidence
 from qhyvit_onnx.kernels.layer_search import Floats, Scene, rounded
 from qhyvit_onnx.methods import Metric
-from qhyvit_onnx.passes._baselines.weights import columns_of, weight_of
+from qhyvit_onnx.passes._baselines.weights import columns_of
+from qhyvit_onnx.passes._matrices import weight_of
 from qhyvit_onnx.simulated import ChannelGrid, Simulated
 from qhyvit_onnx.units import CONVOLUTIONS, LAYERS, Kind, Unit, source_of
 
@@ -147,7 +148,7 @@ def _readings(piece: Piece, evidence: Evidence) -> Iterator[Reading]:
         heads = evidence.products[unit.name].heads[:, None, None]
         for side, tensor in enumerate(unit.inputs):
             shape = tensor.shape or ()  # of three dims, the first counts samples
-            apart = len(shape) > 3 and shape[-3] == heads.max() + 1
+            apart = len(shape) > 3 and list(shape)[-3] == heads.max() + 1
             yield Reading(piece, side, tensor, heads if apart else np.zeros_like(heads))
     else:
         yield Reading(piece, 0, unit.inputs[0], _channels(unit, piece.scene))
@@ -160,4 +161,5 @@ def _channels(unit: Unit, scene: Scene) -> NDArray[np.int64]:
         return np.arange(width)[None, None, :]
     taps = width // int(unit.weight.shape[1])  # type: ignore[union-attr]
     within = np.arange(width)[None, None, :] // taps
-    return within + np.arange(groups)[:, None, None] * (width // taps)
+    channels: NDArray[np.int64] = within + np.arange(groups)[:, None, None] * (width // taps)
+    return channels

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grids from ranges alone, as each method writes its scale and zero point."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -54,7 +55,8 @@ def grid_between(
     scale = max((high - low) / top, 2 * TINY_SCALE)
     zero, scale = -np.rint(low / scale), float(np.float32(scale * factor))
     if overflow is Overflow.FREE and not 0 <= zero <= top:
-        return ChannelGrid(np.float32([scale]), np.float32([zero]), -1, bits)
+        steps, zeros = (np.asarray([number], np.float32) for number in (scale, zero))
+        return ChannelGrid(steps, zeros, -1, bits)
     return Grid(scale, int(np.clip(zero, 0, top)), bits)
 
 
@@ -72,15 +74,6 @@ def unsigned_to(peak: float, bits: int, factor: float = 1.0) -> Grid:
     return Grid(_step(factor * peak / ((1 << bits) - 1)), 0, bits)
 
 
-def inside(grid: Grid, high: float) -> Grid:
-    """Return ``grid`` narrowed until no code lies above ``high``: else a Clip cannot be folded."""
-    steps = max(grid.top - grid.zero_point, 1)
-    scale = np.float32(min(grid.scale, high / steps))
-    while scale * np.float32(grid.top - grid.zero_point) > high:
-        scale = np.nextafter(scale, np.float32(0))
-    return replace(grid, scale=float(scale))
-
-
 def channels_between(
     low: NDArray[np.floating],
     high: NDArray[np.floating],
@@ -96,6 +89,33 @@ def channels_between(
     zero = -np.rint(low / scale)
     zero = zero if overflow is Overflow.FREE else np.clip(zero, 0, top)
     return ChannelGrid(_steps(scale * factor), zero.astype(np.float32), axis, bits)
+
+
+def best_channels(
+    values: NDArray[np.floating],
+    ranges: Iterable[tuple[NDArray[np.floating], NDArray[np.floating]]],
+    axis: int,
+    bits: int,
+) -> ChannelGrid:
+    """Return an asymmetric grid for each channel: of ``ranges`` the one with the least error.
+
+    Shapes:
+        values (P, C); lows and highs (C,) each. The first of equals wins.
+    """
+    grids = [
+        channels_between(low, high, -1, bits=bits, overflow=Overflow.FREE) for low, high in ranges
+    ]
+    best = np.argmin([squared_errors(values, grid) for grid in grids], axis=0)
+    columns = np.arange(best.size)
+    scales = np.stack([grid.scales for grid in grids])[best, columns]
+    zeros = np.stack([grid.zero_points for grid in grids])[best, columns]
+    return ChannelGrid(scales, zeros, axis, bits)
+
+
+def squared_errors(values: NDArray[np.floating], grid: ChannelGrid) -> NDArray[np.float64]:
+    """Return the squared error of every channel, (C,), of values (P, C)."""
+    found: NDArray[np.float64] = np.square(grid.fake(values) - values).sum(axis=0, dtype=np.float64)
+    return found
 
 
 def channels_about_zero(

@@ -4,31 +4,20 @@
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qhyvit_onnx.graph import value
 from qhyvit_onnx.grid import WeightGrid
-from qhyvit_onnx.kernels.scales import pair_safe_scale
 from qhyvit_onnx.methods import Rows
+from qhyvit_onnx.passes._baselines.ranges import SHARES, best_channels
+from qhyvit_onnx.passes._matrices import (
+    Floats,
+    bias_scales,
+    is_stacked,
+    limit_of,
+    pair_scales,
+    positive,
+)
+from qhyvit_onnx.simulated import ChannelGrid
 from qhyvit_onnx.units import CONVOLUTIONS, Kind, Unit
-
-Floats = NDArray[np.float32]
-
-LEAST = np.float32(1e-20)
-"""Below this a scale times another one would be denormal."""
-
-BIAS_STEPS = 1 << 30
-"""Largest int32 bias code allowed: half of the type, so that accumulation cannot overflow."""
-
-
-def limit_of(bits: int) -> int:
-    """Return the highest code of a weight; the lowest is its negative, as kernels have it."""
-    return (1 << (bits - 1)) - 1
-
-
-def weight_of(unit: Unit) -> Floats:
-    """Return the weight of a layer, in its own shape."""
-    return np.asarray(value(unit.weight), np.float32)
 
 
 def columns_of(unit: Unit, weight: Floats) -> Floats:
@@ -57,9 +46,8 @@ def per_column(unit: Unit, rows: Rows) -> bool:
 
     A stack of matrices has one scale: kernels take no more.
     """
-    stacked = unit.kind is Kind.MATMUL and weight_of(unit).ndim > 2
     apart = rows is Rows.ALL or (rows is Rows.CONVOLUTIONS and unit.kind in CONVOLUTIONS)
-    return apart and not stacked
+    return apart and not is_stacked(unit)
 
 
 def peaks_of(columns: Floats, *, apart: bool) -> Floats:
@@ -70,9 +58,22 @@ def peaks_of(columns: Floats, *, apart: bool) -> Floats:
 
 def grid_of(unit: Unit, scales: Floats, bits: int) -> WeightGrid:
     """Return scales (groups, C_out / groups), or (1, 1), as the grid of the weight."""
-    flat = scales.reshape(-1).astype(np.float32)
-    least = LEAST if flat.max() > 0 else np.float32(1)  # a weight of zeros: any scale
-    return WeightGrid(np.where(flat > LEAST, flat, least), unit.weight_axis, limit_of(bits))
+    return WeightGrid(positive(scales.reshape(-1)), unit.weight_axis, limit_of(bits))
+
+
+def between_percentiles(unit: Unit, weight: Floats, bits: int) -> ChannelGrid:
+    """Return the asymmetric grid of every output channel, its range the best of three percentiles.
+
+    A stack of matrices has one for all.
+
+    Source:
+        RepQ-ViT, arXiv 2212.08254, whose released simulator rounds weights as it does activations.
+    """
+    apart = per_column(unit, Rows.ALL)
+    values = np.moveaxis(weight, unit.weight_axis, -1).reshape(-1, weight.shape[unit.weight_axis])
+    values = values if apart else values.reshape(-1, 1)
+    ranges = (np.quantile(values, [1 - share, share], axis=0) for share in SHARES)
+    return best_channels(values, [(low, high) for low, high in ranges], unit.weight_axis, bits)
 
 
 def deployable(unit: Unit, grid: WeightGrid, input_scale: float, pair_limit: int) -> WeightGrid:
@@ -80,24 +81,6 @@ def deployable(unit: Unit, grid: WeightGrid, input_scale: float, pair_limit: int
 
     ``pair_limit``: most that two neighbouring weights may sum to; 0: no limit.
     """
-    scale = grid.scale
-    if pair_limit and unit.kind is not Kind.DEPTHWISE:
-        rows = _kernel_rows(unit)
-        raised = pair_safe_scale(rows, np.broadcast_to(scale, rows.shape[:1]), limit=pair_limit)
-        scale = raised if scale.size > 1 else raised.max(keepdims=True)
-    if unit.bias is not None and not (unit.kind is Kind.MATMUL and weight_of(unit).ndim > 2):
-        bias = np.abs(np.asarray(value(unit.bias))).reshape(-1)
-        needed = bias / (input_scale * BIAS_STEPS)
-        needed = needed if scale.size > 1 else needed.max(keepdims=True)
-        scale = np.maximum(scale, needed)
-    return replace(grid, scale=scale.astype(np.float32))
-
-
-def _kernel_rows(unit: Unit) -> Floats:
-    """Return the weight as (C_out, K), K in the order the kernel sums: position, then channel."""
-    weight = weight_of(unit)
-    if unit.kind is Kind.MATMUL:
-        return np.moveaxis(weight, -2, -1).reshape(-1, weight.shape[-2])
-    if unit.kind is Kind.GEMM:
-        return np.ascontiguousarray(weight if unit.weight_axis == 0 else weight.T)
-    return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
+    least = np.maximum(pair_scales(unit, pair_limit), bias_scales(unit, input_scale))
+    least = least if grid.scale.size > 1 else least.max(keepdims=True)
+    return replace(grid, scale=np.maximum(grid.scale, least))

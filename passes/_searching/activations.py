@@ -4,15 +4,15 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from qhyvit_onnx.config import Search
 from qhyvit_onnx.graph import Tensor
 from qhyvit_onnx.grid import Cure, Grid, grid_for, symmetric_grid
 from qhyvit_onnx.kernels.evidence import Evidence, TensorEvidence
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.kernels.scales import Doubles, range_error, search_range, weighted_counts
-from qhyvit_onnx.units import Unit, is_softmax, source_of
+from qhyvit_onnx.passes._limits import within_limits
+from qhyvit_onnx.passes._sources import sources_of
+from qhyvit_onnx.units import Unit, is_softmax
 
 LOWEST = {8: 1.0, 6: 2 / 3, 4: 1 / 3}
 """Smallest clip point tried, by bits, relative to the one at 8 bits: with few codes the steps
@@ -29,27 +29,19 @@ class ActivationSearch:
     search: Search
 
     def grids(self, units: Iterable[Unit], shifted: Iterable[str]) -> dict[str, Grid]:
-        """Return the grid of every tensor at the border of a unit: that of its source.
+        """Return the grids of the tensors that units read and write, each by its source.
 
         ``shifted``: tensors whose range includes zero by a fold.
         """
         units = list(units)
-        borders = [t for unit in units for t in (*unit.inputs, unit.output, *unit.interior)]
-        sources = {source.name: source for source in map(source_of, borders)}
         found = {
             name: self._grid(source)
-            for name, source in sources.items()
+            for name, source in sources_of(units).items()
             if is_softmax(source) or name in self.stats
         }
-        tensors = {tensor.name: source_of(tensor).name for tensor in (*borders, *sources.values())}
-        grids = {name: found[source] for name, source in tensors.items() if source in found}
-        for name in shifted:
-            if name in grids:
-                grids[name] = replace(grids[name], cure=Cure.SHIFT)
-        for unit in units:
-            if unit.clip is not None:
-                grids[unit.output.name] = inside(grids[unit.output.name], unit.clip[1])
-        return grids
+        for name in found.keys() & set(shifted):
+            found[name] = replace(found[name], cure=Cure.SHIFT)
+        return within_limits(units, found, self.stats)
 
     def _grid(self, source: Tensor) -> Grid:
         bits = self.bits.get(source.name, 8)
@@ -80,11 +72,3 @@ def _cured(cover: Grid, centers: Doubles, counts: Doubles) -> Grid:
         range_error(centers, counts, grid.low, grid.high, grid.top) for grid in (cover, symmetric)
     ]
     return symmetric if errors[1] < errors[0] else replace(cover, cure=Cure.COVER)
-
-
-def inside(grid: Grid, high: float) -> Grid:
-    """Return ``grid`` narrowed until no code lies above ``high``: else a Clip cannot be folded."""
-    scale = np.float32(min(grid.scale, high / max(grid.top - grid.zero_point, 1)))
-    while scale * np.float32(grid.top - grid.zero_point) > high:
-        scale = np.nextafter(scale, np.float32(0))
-    return replace(grid, scale=float(scale))

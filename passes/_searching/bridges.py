@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bridges as one unit: scales inside, by what leaves the bridge with every layer in it rounded."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from qhyvit_onnx.facts import BRIDGES, EVIDENCE, FLOAT, RANGES, Bridge, Grids
-from qhyvit_onnx.graph import Graph, is_constant
+from qhyvit_onnx.facts import EVIDENCE, RANGES, Bridge, Grids
+from qhyvit_onnx.graph import is_output
 from qhyvit_onnx.grid import Grid
 from qhyvit_onnx.passes._board import Board
 from qhyvit_onnx.passes._searching.descent import Cost, descend
+from qhyvit_onnx.passes._segments import (
+    SAMPLES,
+    entering,
+    executor_of,
+    measurable,
+    segments_of,
+)
 from qhyvit_onnx.passes._simulation import Key, Sites, sites_of
-from qhyvit_onnx.programs import opaque_runner, program_of
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import Target
 from qhyvit_onnx.units import Unit
@@ -20,9 +26,6 @@ from qhyvit_onnx.units import Unit
 if TYPE_CHECKING:
     from qhyvit_onnx.kernels.executor import Hook
     from qhyvit_onnx.kernels.segment import Segment
-
-SAMPLES = 8
-"""Calibration samples run through a bridge: half of them lead, the others judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,62 +41,53 @@ class _Inside:
 def search_bridges(
     state: State, units: Iterable[Unit], grids: Grids, target: Target, fixed: Iterable[str]
 ) -> tuple[dict[str, Grid], int]:
-    """Return the grids of all tensors, some of them changed, and how many bridges were improved.
+    """Return the grids by source, some of them changed, and how many bridges were improved.
 
     Weights stay as they are in ``grids``. A bridge without a gradient at its outputs is left as it
     is. ``fixed``: tensors whose grid others rely on.
     """
-    units, gains = list(units), state.get(EVIDENCE).gains
-    bridges = [bridge for bridge in state.get(BRIDGES) if any(n in gains for n in bridge.outputs)]
+    units, now, improved = list(units), dict(grids.activations), 0
+    bridges = measurable(state)
     if not bridges:
-        return dict(grids.activations), 0
+        return now, 0
     sites = _sites(state, units, target)
-    judges = _Judges(state, grids, {unit.name: unit for unit in units})
-    now = dict(grids.activations)
-    improved = 0
-    for done, bridge in enumerate(bridges):
-        inside = _inside(state.graph, bridge, sites, frozenset(fixed))
-        found = descend(inside.free, now, *judges.of(bridge, inside)) if inside.free else {}
-        for name, owner in sites.owners.items():
-            if owner in found and name in now:
-                now[name] = found[owner]
+    inside = [_inside(state, bridge, sites, frozenset(fixed)) for bridge in bridges]
+    judges = _Judges(state, grids, {unit.name: unit for unit in units}).of(bridges, inside)
+    for done, (item, (lead, judge)) in enumerate(zip(inside, judges, strict=True)):
+        found = descend(item.free, now, lead, judge)
+        now |= found
         improved += bool(found)
         state.tick(done + 1, len(bridges))
     return now, improved
 
 
 class _Judges:
-    """Runs bridges: the network, the samples and the rounded weights."""
+    """What bridges cost on given grids, with the weights inside as they are rounded."""
 
     def __init__(self, state: State, grids: Grids, units: Mapping[str, Unit]) -> None:
-        from qhyvit_onnx.kernels.devices import device_of  # noqa: PLC0415 - torch is optional
-        from qhyvit_onnx.kernels.executor import Executor  # noqa: PLC0415 - torch is optional
+        self._state, self._grids, self._units = state, grids, units
 
-        program = program_of(state.get(FLOAT))
-        self._executor = Executor(
-            program, device=device_of(state.config), opaque=opaque_runner(program)
+    def of(self, bridges: Sequence[Bridge], inside: Sequence[_Inside]) -> list[tuple[Cost, Cost]]:
+        """Return the cost of each bridge on the samples that lead, and on those that judge."""
+        samples = list(islice(self._state.calibration, SAMPLES))
+        executor = executor_of(self._state)
+        lead, judge = (
+            segments_of(self._state, bridges, executor, half)
+            for half in (samples[::2], samples[1::2] or samples)
         )
-        self._samples = list(islice(state.calibration, SAMPLES))
-        self._graph, self._gains = state.graph, state.get(EVIDENCE).gains
-        self._grids, self._units = grids, units
+        weights = [self._weights(item) for item in inside]
+        return [
+            (_cost(one, item, rounded), _cost(other, item, rounded))
+            for one, other, item, rounded in zip(lead, judge, inside, weights, strict=True)
+        ]
 
-    def of(self, bridge: Bridge, inside: _Inside) -> tuple[Cost, Cost]:
-        """Return what a bridge costs on the samples that lead, and on those that judge."""
+    def _weights(self, inside: _Inside) -> "dict[Key, Hook]":
         from qhyvit_onnx.kernels.quantizers import constant  # noqa: PLC0415 - torch is optional
-        from qhyvit_onnx.kernels.segment import Segment  # noqa: PLC0415 - torch is optional
 
-        weights: dict[Key, Hook] = {
+        return {
             key: constant(self._grids.weight_of(self._units[name]))
             for key, name in inside.weights.items()
         }
-        costs = {name: self._gains[name] for name in bridge.outputs if name in self._gains}
-        entering = _entering(self._graph, bridge)
-        halves = self._samples[::2], self._samples[1::2] or self._samples
-        lead, judge = (
-            _cost(Segment(self._executor, half, entering, costs), inside, weights)
-            for half in halves
-        )
-        return lead, judge
 
 
 def _cost(segment: "Segment", inside: _Inside, weights: "Mapping[Key, Hook]") -> Cost:
@@ -115,24 +109,26 @@ def _sites(state: State, units: list[Unit], target: Target) -> Sites:
     return sites_of(state.graph, units, board.placement())
 
 
-def _inside(graph: Graph, bridge: Bridge, sites: Sites, fixed: frozenset[str]) -> _Inside:
-    members = set(bridge.nodes)
-    near = {out.name for n in graph.nodes if n.name in members for out in n.outputs}
-    near |= set(_entering(graph, bridge))
+def _inside(state: State, bridge: Bridge, sites: Sites, fixed: frozenset[str]) -> _Inside:
+    members, tensors = set(bridge.nodes), state.graph.tensors()
+    near = {out.name for n in state.graph.nodes if n.name in members for out in n.outputs}
+    near |= set(entering(state.graph, bridge))
+    costed = set(bridge.outputs) & state.get(EVIDENCE).gains.keys()
 
     def here(key: Key) -> bool:
         return key in near if isinstance(key, str) else key[0] in members
 
+    def leaves(key: Key) -> bool:
+        """Tell whether somebody outside sees what is rounded here, at no cost that is counted."""
+        if not here(key):
+            return True
+        if not isinstance(key, str) or key in costed:
+            return False
+        read_outside = any(node.name not in members for node in tensors[key].outputs)
+        return read_outside or is_output(state.graph, tensors[key])
+
     inside = {key: name for key, name in sites.activations.items() if here(key)}
-    outside = {name for key, name in sites.activations.items() if key not in inside}
+    outside = {name for key, name in sites.activations.items() if leaves(key)}
     free = [name for name in dict.fromkeys(inside.values()) if name not in outside | fixed]
     weights = {key: name for key, name in sites.weights.items() if here(key)}
     return _Inside(inside, weights, tuple(free))
-
-
-def _entering(graph: Graph, bridge: Bridge) -> list[str]:
-    """Return what the nodes of a bridge read from outside."""
-    nodes = [node for node in graph.nodes if node.name in set(bridge.nodes)]
-    written = {out.name for node in nodes for out in node.outputs}
-    read = (t.name for node in nodes for t in node.inputs if t.name and not is_constant(t))
-    return [name for name in dict.fromkeys(read) if name not in written]

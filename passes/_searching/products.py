@@ -12,22 +12,22 @@ from qhyvit_onnx.units import Kind, Unit, is_softmax, source_of
 def attention_grids(
     units: Iterable[Unit], grids: Mapping[str, Grid], evidence: Evidence, candidates: int
 ) -> dict[str, Grid]:
-    """Return grids for the left operands of products that a softmax writes, by tensor.
+    """Return grids, by source, for the left operands of products that a softmax writes.
 
     Where an integer Softmax writes them, its grid is fixed: this is for where it runs in floats.
     A map that anything else reads too keeps its grid, which holds all of [0, 1].
+    ``grids``: of all tensors, by source.
     """
     units = list(units)
     found: dict[str, Grid] = {}
     for unit in units:
         if unit.name not in evidence.products or not _reads_alone(unit, units):
             continue
-        left, right = unit.inputs
-        grid = left_grid(
-            evidence.products[unit.name], grids[right.name],
-            bits=grids[left.name].bits, candidates=candidates,
+        left, right = (source_of(tensor).name for tensor in unit.inputs)
+        found[left] = left_grid(
+            evidence.products[unit.name], grids[right],
+            bits=grids[left].bits, candidates=candidates,
         )  # fmt: skip
-        found |= {left.name: grid, source_of(left).name: grid}
     return found
 
 

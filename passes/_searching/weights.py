@@ -7,27 +7,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qhyvit_onnx.graph import value
 from qhyvit_onnx.grid import Grid, WeightGrid
 from qhyvit_onnx.kernels.evidence import LayerEvidence
 from qhyvit_onnx.kernels.feedback import Feedback
-from qhyvit_onnx.kernels.scales import pair_safe_scale, weight_scale
+from qhyvit_onnx.kernels.scales import weight_scale
 from qhyvit_onnx.kernels.weight_search import Fit, cost_on_rows, search_fit
-from qhyvit_onnx.passes._searching.matrices import (
+from qhyvit_onnx.passes._matrices import (
+    Floats,
+    bias_scales,
     from_rows,
     is_stacked,
+    limit_of,
+    pair_scales,
+    positive,
     rows_of,
-    summed_rows_of,
 )
-from qhyvit_onnx.units import Kind, Unit
-
-Floats = NDArray[np.float32]
+from qhyvit_onnx.units import Unit, source_of
 
 CLIPS = {8: 0.7, 6: 0.6, 4: 0.35}
 """Smallest clip point of a weight tried, as a fraction of its peak, by bits."""
-
-BIAS_STEPS = 1 << 30
-"""Largest int32 bias code allowed: half of the type, so that accumulation cannot overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +42,12 @@ class WeightSearch:
     def __init__(
         self, unit: Unit, activations: Mapping[str, Grid], *, bits: int, pair_limit: int
     ) -> None:
-        """``pair_limit``: the largest sum of two neighbouring codes; 0 where no kernel minds."""
+        """Take ``activations``, the grids by source, for what the layer reads.
+
+        ``pair_limit``: the largest sum of two neighbouring codes; 0 where no kernel minds.
+        """
         self._unit, self._bits = unit, bits
-        self._limit = (1 << (bits - 1)) - 1
+        self._limit = limit_of(bits)
         self._rows = rows_of(unit)
         self._owners = np.arange(len(self._rows))
         if is_stacked(unit):
@@ -101,26 +102,21 @@ class WeightSearch:
     def _legal(self, scale: Floats) -> Floats:
         """Return ``scale`` raised to what kernels can take; above zero."""
         raised: Floats = np.where(scale > 0, scale, self._least.zeros)
-        return _positive(np.maximum(raised, self._least.rows))
+        return positive(np.maximum(raised, self._least.rows))
 
     def _least_scale(self, activations: Mapping[str, Grid], pair_limit: int) -> "_Least":
         """Return the smallest scales at which pairs of codes do not saturate and the bias fits.
 
         A row of zeros takes a scale that suits its bias.
         """
-        unit, count = self._unit, int(self._owners.max()) + 1
-        rows = np.zeros(count, np.float32)
-        if pair_limit and unit.kind is not Kind.DEPTHWISE:
-            summed = summed_rows_of(unit)
-            safe = pair_safe_scale(summed, np.zeros(len(summed), np.float32), limit=pair_limit)
-            np.maximum.at(rows, self._owners, safe)
-        if is_stacked(unit):  # its bias, if any, is added in float
-            return _Least(rows, np.zeros(count, np.float32))
-        bias = np.zeros(count) if unit.bias is None else np.asarray(value(unit.bias))
-        needed = np.abs(bias).reshape(-1) / (activations[unit.inputs[0].name].scale * BIAS_STEPS)
-        return _Least(
-            np.maximum(rows, needed).astype(np.float32), (needed * 2**10).astype(np.float32)
-        )
+        unit = self._unit
+        rows = np.zeros(int(self._owners.max()) + 1, np.float32)
+        np.maximum.at(rows, self._owners, pair_scales(unit, pair_limit))
+        bias = np.zeros_like(rows)
+        if unit.bias is not None:
+            step = activations[source_of(unit.inputs[0]).name].scale
+            np.maximum.at(bias, self._owners, bias_scales(unit, step))
+        return _Least(np.maximum(rows, bias), bias * np.float32(2**10))
 
     def _grid(self, scale: Floats) -> WeightGrid:
         return WeightGrid(scale, self._unit.weight_axis, self._limit)
@@ -136,8 +132,3 @@ class _Least:
 
     rows: Floats
     zeros: Floats
-
-
-def _positive(scale: Floats) -> Floats:
-    out: Floats = np.where(scale > 1e-20, scale, np.float32(1e-20 if scale.max() > 0 else 1.0))
-    return out.astype(np.float32)

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options that several commands share, and where their JSON goes."""
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import click
 
 from qhyvit_onnx.config import CompileConfig
+
+Command: TypeAlias = Callable[..., Any]
 
 DEFAULTS = CompileConfig()
 STDOUT = "-"
@@ -38,6 +43,31 @@ target = click.option(
 json_out = click.option(
     "--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is stdout."
 )
+
+
+def gathered(
+    command: Command,
+    options: Sequence[Callable[[Command], Command]],
+    make: Callable[..., object],
+    name: str,
+    *,
+    shared: Sequence[str] = (),
+) -> Command:
+    """Let ``command`` take all of ``options``, as one argument: what ``make`` returns of them.
+
+    ``shared``: arguments of ``make`` that are options of somebody else, who takes them too.
+    """
+    wanted = inspect.signature(make).parameters
+
+    @functools.wraps(command)
+    def wrapped(**given: Any) -> object:  # noqa: ANN401 - these options, and others
+        taken = {key: given[key] if key in shared else given.pop(key) for key in wanted}
+        return command(**{name: make(**taken)}, **given)
+
+    found: Command = wrapped
+    for option in reversed(options):
+        found = option(found)
+    return found
 
 
 def shapes(given: Sequence[str]) -> dict[str, tuple[int, ...]]:

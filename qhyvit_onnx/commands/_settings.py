@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of ``compile`` that say what the model shall be: together they are its config."""
 
-import functools
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
 
 import click
 
 from qhyvit_onnx.commands import _options
-from qhyvit_onnx.commands._options import DEFAULTS
+from qhyvit_onnx.commands._options import DEFAULTS, Command
 from qhyvit_onnx.config import DEVICES, CompileConfig, Effort, Extent, Folding, Scope
 from qhyvit_onnx.errors import ConfigError
-
-Command: TypeAlias = Callable[..., Any]
+from qhyvit_onnx.recipes import Form, listed
 
 OPTIONS: Sequence[Callable[[Command], Command]] = (
     click.option(
@@ -48,7 +44,7 @@ OPTIONS: Sequence[Callable[[Command], Command]] = (
         default=DEFAULTS.recipe,
         show_default=True,
         metavar="NAME",
-        help="How scales are searched.",
+        help=f"How scales are searched: {listed(Form.DEPLOYED, Form.FOUND)}.",
     ),
     click.option(
         "--effort",
@@ -96,17 +92,7 @@ OPTIONS: Sequence[Callable[[Command], Command]] = (
 
 def settings(command: Command) -> Command:
     """Let ``command`` take all of OPTIONS, as one argument ``config``."""
-    names = inspect.signature(_config).parameters
-
-    @functools.wraps(command)
-    def wrapped(**given: Any) -> object:  # noqa: ANN401 - settings, and options that are none
-        config = _config(**{name: given.pop(name) for name in names})
-        return command(config=config, **given)
-
-    found: Command = wrapped
-    for option in reversed(OPTIONS):
-        found = option(found)
-    return found
+    return _options.gathered(command, OPTIONS, _config, "config")
 
 
 def _config(

@@ -1,32 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of ``eval`` that say what is simulated where there is no quantized file."""
 
-import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qhyvit_onnx.commands import _options
+from qhyvit_onnx.commands._options import Command
 from qhyvit_onnx.config import CompileConfig
 from qhyvit_onnx.errors import ConfigError
-from qhyvit_onnx.recipes import RECIPES
+from qhyvit_onnx.recipes import listed
 
 if TYPE_CHECKING:
     from qhyvit_onnx.simulator import Simulation
-
-Command: TypeAlias = Callable[..., Any]
-
-LISTED = ", ".join(name for name, recipe in RECIPES.items() if recipe.listed)
 
 OPTIONS = (
     click.option(
         "--recipe",
         metavar="NAME",
-        help=f"Simulate FLOAT quantized by a recipe, in place of QUANTIZED: {LISTED}.",
+        help=f"Simulate FLOAT quantized by a recipe, in place of QUANTIZED: {listed()}.",
     ),
     click.option(
         "--calib",
@@ -49,33 +43,26 @@ class Wish:
     """What shall be simulated."""
 
     calibration: str | None
+    preprocess: str | None
     config: CompileConfig
 
-    def simulate(self, model: Path, preprocess: str | None) -> "Simulation":
+    def simulate(self, model: Path) -> "Simulation":
         """Return ``model``, simulated; what is done is said on stderr."""
         from qhyvit_onnx.progress import Progress
         from qhyvit_onnx.simulator import simulate
 
         with Progress() as progress:
             return simulate(
-                model, self.calibration, self.config, preprocess=preprocess, watcher=progress
+                model, self.calibration, self.config, preprocess=self.preprocess, watcher=progress
             )
 
 
 def simulation(command: Command) -> Command:
-    """Let ``command`` take all of OPTIONS, as one argument ``wish``: None without --recipe."""
-    names = inspect.signature(_wish).parameters
+    """Let ``command`` take all of OPTIONS, as one argument ``wish``: None without --recipe.
 
-    @functools.wraps(command)
-    def wrapped(**given: Any) -> object:  # noqa: ANN401 - settings, and options that are none
-        shared = ("input_shapes", "seed")  # the data takes them too
-        taken = {name: given[name] if name in shared else given.pop(name) for name in names}
-        return command(wish=_wish(**taken), **given)
-
-    found: Command = wrapped
-    for option in reversed(OPTIONS):
-        found = option(found)
-    return found
+    To be put below ``samples``, whose options it takes too.
+    """
+    return _options.gathered(command, OPTIONS, _wish, "wish")
 
 
 def _wish(
@@ -86,6 +73,7 @@ def _wish(
     precision: str | None,
     edge_precision: str | None,
     target: str | None,
+    preprocess: str | None,
     input_shapes: tuple[str, ...],
     seed: int,
 ) -> Wish | None:
@@ -103,4 +91,4 @@ def _wish(
         return None
     shapes = _options.shapes(input_shapes)
     chosen: dict[str, Any] = {**given, "recipe": recipe, "input_shapes": shapes, "seed": seed}
-    return Wish(calib, CompileConfig(**chosen))
+    return Wish(calib, preprocess, CompileConfig(**chosen))

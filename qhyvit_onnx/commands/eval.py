@@ -13,13 +13,14 @@ import click
 
 from qhyvit_onnx.commands import _options
 from qhyvit_onnx.commands._options import STDOUT
+from qhyvit_onnx.commands._samples import Samples, samples
 from qhyvit_onnx.commands._simulation import Wish, simulation
 from qhyvit_onnx.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from qhyvit_onnx.data import Feeds, InputSpec
+    from qhyvit_onnx.data import Feeds
     from qhyvit_onnx.evaluate import Evaluation
     from qhyvit_onnx.metrics import Closeness
 
@@ -27,28 +28,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("float_model", metavar="FLOAT", type=_options.MODEL_FILE)
 @click.argument("quantized", metavar="[QUANTIZED]", required=False, type=_options.MODEL_FILE)
+@samples
 @simulation
-@click.option(
-    "--data",
-    required=True,
-    metavar="DATA",
-    help="Folder of images, image, .npy, .npz, folder of those, or the word random.",
-)
-@click.option(
-    "--labels",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Class of every sample in the order of the data: .npy, or a number a line. "
-    "Without it: class folders, or labels in the .npz.",
-)
-@_options.preprocess
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    help="Take so many at most, drawn by the seed  [default: all]",
-)
-@_options.input_shape
-@_options.seed
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="0: as many as cores.")
 @click.option(
     "--arithmetic",
@@ -63,12 +44,7 @@ def command(
     float_model: Path,
     quantized: Path | None,
     wish: Wish | None,
-    data: str,
-    labels: Path | None,
-    preprocess: str | None,
-    samples: int | None,
-    input_shapes: tuple[str, ...],
-    seed: int,
+    samples: Samples,
     threads: int,
     arithmetic: str,
     json_out: str | None,
@@ -82,25 +58,19 @@ def command(
 
     if (quantized is None) == (wish is None):
         raise ConfigError("give either QUANTIZED or --recipe")
+    if wish is not None and arithmetic != "stock":
+        raise ConfigError("--arithmetic is for QUANTIZED: a simulation never saturates")
     _options.check_json(json_out, [path for path in (float_model, quantized) if path])
-    feeds = _feeds(
-        data,
-        input_specs(load_model(float_model)),
-        labels,
-        samples=samples,
-        seed=seed,
-        preprocess=preprocess,
-        shapes=_options.shapes(input_shapes),
-    )
+    feeds = samples.open(input_specs(load_model(float_model)))
     if wish is not None:
-        if arithmetic != "stock":
-            raise ConfigError("--arithmetic is for QUANTIZED: a simulation never saturates")
-        found = _simulated(float_model, wish, feeds, preprocess, threads)
+        found = _simulated(float_model, wish, feeds, threads)
     else:
         assert quantized is not None
         found = _measured(float_model, quantized, feeds, threads, arithmetic)
-    if labels and not _scored(found):
-        raise DataError(f"labels {labels} fit no output: none decides among so many classes")
+    if samples.labels and not _scored(found):
+        raise DataError(
+            f"labels {samples.labels} fit no output: none decides among so many classes"
+        )
     if json_out != STDOUT:
         _show(found)
     if json_out:
@@ -118,12 +88,10 @@ def _measured(
         return evaluate(float_model, quantized, feeds, threads=threads, arithmetic=sums, tick=tick)
 
 
-def _simulated(
-    float_model: Path, wish: Wish, feeds: "Feeds", preprocess: str | None, threads: int
-) -> "Evaluation":
+def _simulated(float_model: Path, wish: Wish, feeds: "Feeds", threads: int) -> "Evaluation":
     from qhyvit_onnx.evaluate import Simulated, evaluate_simulation
 
-    made = wish.simulate(float_model, preprocess)
+    made = wish.simulate(float_model)
     facts = made.facts
     told = Simulated(
         recipe=facts.recipe,
@@ -133,29 +101,6 @@ def _simulated(
     )
     with _bar(len(feeds)) as tick:
         return evaluate_simulation(float_model, made, told, feeds, threads=threads, tick=tick)
-
-
-def _feeds(
-    data: str,
-    inputs: "list[InputSpec]",
-    labels: Path | None,
-    *,
-    samples: int | None,
-    seed: int,
-    preprocess: str | None,
-    shapes: dict[str, tuple[int, ...]],
-) -> "Feeds":
-    """Open the data; labels from a file belong to all samples, so the draw comes after them."""
-    from qhyvit_onnx.data import open_feeds
-    from qhyvit_onnx.data.labels import draw, read_labels, with_labels
-
-    known = read_labels(labels) if labels else None
-    taken = None if labels else samples
-    feeds = open_feeds(data, inputs, samples=taken, seed=seed, preprocess=preprocess, shapes=shapes)
-    if known is None:
-        return feeds
-    feeds = with_labels(feeds, known)
-    return draw(feeds, samples, seed) if samples else feeds
 
 
 @contextmanager

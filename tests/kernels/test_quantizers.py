@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from qhyvit_onnx.errors import PassError
-from qhyvit_onnx.grid import Grid, WeightGrid
+from qhyvit_onnx.grid import Grid
 from qhyvit_onnx.simulated import ChannelGrid, ColumnGrid, LogGrid, TwinGrid
 
 torch = pytest.importorskip("torch")
@@ -87,8 +87,8 @@ def test_twin_ranges_by_their_formula():
 def test_columns_are_multiplied_before_they_are_rounded():
     weight = values((6, 3))
     factors = np.float32([[0.5, 1.0, 4.0]])
-    inner = WeightGrid(np.full(6, 0.05, np.float32), 0)
-    want = np.clip(np.rint(weight * factors / 0.05), -127, 127) * 0.05 / factors
+    inner = ChannelGrid(np.full(6, 0.05, np.float32), np.full(6, 100, np.float32), 0)
+    want = (np.clip(np.rint(weight * factors / 0.05) + 100, 0, 255) - 100) * 0.05 / factors
     np.testing.assert_allclose(ColumnGrid(inner, factors).fake(weight), want, rtol=1e-5)
 
 

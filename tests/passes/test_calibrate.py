@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from qhyvit_onnx.config import CompileConfig
+from qhyvit_onnx.config import CompileConfig, Extent
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import DataError, ModelError
 from qhyvit_onnx.facts import STATS
@@ -43,9 +43,10 @@ def samples(count=5, shape=(2, 8, 6, 6), name="x"):
     return [{name: (i + 1) * rng.standard_normal(shape).astype(np.float32)} for i in range(count)]
 
 
-def watched(model, feeds):
+def watched(model, feeds, **settings):
     """Return the statistics, the state, and what the pass said."""
-    state = State(model, CompileConfig(), feeds if isinstance(feeds, Feeds) else Feeds.of(feeds))
+    feeds = feeds if isinstance(feeds, Feeds) else Feeds.of(feeds)
+    state = State(model, CompileConfig(**settings), feeds)
     outcome = Calibrate().run(state)
     return state.get(STATS), state, outcome
 
@@ -99,6 +100,14 @@ def test_tokens_have_their_channels_last(build):
     assert stats["q"].channel_low.shape == (8,)
     assert "p" not in stats  # attention is large and its grid is fixed
     assert "s" not in stats  # written as floats, read by a float softmax
+
+
+def test_what_an_integer_softmax_reads_is_watched(build):
+    feeds = samples(shape=(1, 6, 8), name="t")
+    model = build(ATTENTION, **ATTENTION_WEIGHTS)
+    stats, _, _ = watched(model, feeds, placement=Extent.FULL)
+    assert "s" in stats
+    assert "p" not in stats
 
 
 def test_a_tensor_behind_movement_is_watched_at_its_source(build):

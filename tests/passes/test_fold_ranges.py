@@ -7,9 +7,10 @@ import pytest
 
 from qhyvit_onnx.config import CompileConfig, Folding, Scope
 from qhyvit_onnx.data import Feeds
-from qhyvit_onnx.facts import FLOAT, FOLDS, LAYOUT, RANGES, SEARCHED, STATS
+from qhyvit_onnx.facts import BRIDGES, EVIDENCE, FLOAT, FOLDS, LAYOUT, RANGES, SEARCHED, STATS
 from qhyvit_onnx.grid import Cure, grid_for
 from qhyvit_onnx.kernels.equalize import growth
+from qhyvit_onnx.kernels.evidence import Evidence
 from qhyvit_onnx.passes._folding.choice import Remedy, choose
 from qhyvit_onnx.passes._folding.problem import pose
 from qhyvit_onnx.passes._folding.tracer import trace
@@ -158,6 +159,8 @@ def test_a_one_sided_tensor_is_centred(build):
 
 def test_the_grid_says_what_cured_it(build):
     state, _ = fold(convs(build, spread=np.ones(C), offset=-SIGMAS))
+    state.put(BRIDGES, ())
+    state.put(EVIDENCE, Evidence())
     SearchScales(find_target("arm64", frozenset())).run(state)
     assert state.get(SEARCHED).activations["p"].cure is Cure.SHIFT
 
@@ -342,7 +345,7 @@ def attention(build, rng=None, query=1.0, key=1.0, value=1.0, offset=0.0):
 def assert_ranges_are_real(state):
     """What the pass says of the folded model is what another calibration sees of it."""
     units = find_units(state.graph)
-    seen, _ = observe(state, watched(units), units)
+    seen, _ = observe(state, watched(units, state.config.placement), units)
     told = state.get(RANGES)
     for name, stats in seen.items():
         # the folded weights were rounded: some ulps of the largest value

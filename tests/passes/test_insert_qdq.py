@@ -527,7 +527,9 @@ def test_attention_on_arm_has_integer_products(emit):
     assert found.kinds().count(Kind.PRODUCT) == 2
     quantize = found.readers["p"][0]
     scale, zero = (found.constants[n] for n in quantize.input[1:])
-    assert (quantize.op_type, float(scale), int(zero)) == ("QuantizeLinear", 1 / 256, 0)
+    # the softmax runs in floats: any grid from zero will do, and none needs codes above 1
+    assert (quantize.op_type, int(zero)) == ("QuantizeLinear", 0)
+    assert 0 < float(scale) <= np.float32(1 / 255)
 
 
 def test_attention_on_x64_leaves_softmax_and_its_products_unasked(emit):
@@ -553,8 +555,14 @@ def test_a_channel_of_zeros_with_a_large_bias(emit, build, target):
     check_runs(found, target)
     written = next(n for n in found.model.graph.node if n.op_type == "Conv")
     codes, steps, _ = (found.constants[n] for n in found.producers[written.input[2]].input)
+    found_bias = codes * steps.astype(np.float64)
+    # the other channels take what their weights lose on average too, this one has nothing to lose
+    kept = found.grids.bias_of(found.units[written.name])
+    assert kept[5] == np.float32(300)
     # one part in a thousand: far below a step of the output
-    np.testing.assert_allclose(codes * steps.astype(np.float64), bias, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found_bias, kept, rtol=1e-3, atol=1e-3)
+    # what is corrected is no more than noise of 8 bits, of outputs as large as sqrt(576) / 10
+    np.testing.assert_allclose(kept, bias, atol=0.02)
 
 
 FLOAT_BETWEEN = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from qhyvit_onnx.config import CompileConfig, Folding, Guard, Scope
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import ConfigError, PassError
-from qhyvit_onnx.facts import FLOAT, PLACEMENT, SENSITIVITY, UNITS
+from qhyvit_onnx.facts import FLOAT, PLACEMENT, SEARCHED, SENSITIVITY, UNITS
 from qhyvit_onnx.passes.place import Place, worst
 from qhyvit_onnx.pipeline import default_pipeline
 from qhyvit_onnx.state import State
@@ -316,14 +316,11 @@ def test_noise_is_the_output_error_of_the_unit_alone(place, build, run_model):
     # one unit: its noise is what the emitted model really does
     body, weights = f"[only] y = {CONV} (x, w)", {"w": W}
     _, state, _ = place(body, weights, guard=Guard(samples=4))
-    from qhyvit_onnx.facts import SEARCHED
-
     grids = state.get(SEARCHED)
-    weight = next(iter(grids.weights.values()))
     float_model = state.source
-    kept = next(t for t in state.graph.tensors().values() if t.name == "w")
+    (unit,) = state.get(UNITS)
     text = f"g (float[1, 64, 8, 8] x) => (float[1, 64, 8, 8] y) {{ {body} }}"
-    rounded = build(text, w=weight.fake(np.asarray(kept.values)))
+    rounded = build(text, w=grids.weight_of(unit))
     ratios = []
     for feed in state.calibration:
         want = run_model(float_model, feed)[0].astype(np.float64)

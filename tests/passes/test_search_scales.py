@@ -9,11 +9,12 @@ import pytest
 from qhyvit_onnx.config import CompileConfig, Folding, Scope
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import PassError
-from qhyvit_onnx.facts import SEARCHED
+from qhyvit_onnx.facts import BRIDGES, EVIDENCE, SEARCHED
 from qhyvit_onnx.grid import Cure, Grid, grid_for
+from qhyvit_onnx.kernels.evidence import Evidence
+from qhyvit_onnx.passes._matrices import BIAS_STEPS
 from qhyvit_onnx.passes.calibrate import Calibrate
 from qhyvit_onnx.passes.fold_ranges import FoldRanges
-from qhyvit_onnx.passes._searching.weights import BIAS_STEPS
 from qhyvit_onnx.passes.search_scales import SearchScales
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import find_target
@@ -45,6 +46,8 @@ def searched(build):
         held = State(build(text, **weights), CompileConfig(), Feeds.of(feeds))
         Calibrate().run(held)
         FoldRanges(Folding(scope=Scope.OFF)).run(held)
+        held.put(BRIDGES, ())
+        held.put(EVIDENCE, Evidence())  # as with effort fast
         outcome = SearchScales(target).run(held)
         return held.get(SEARCHED), outcome, held
 
@@ -296,8 +299,10 @@ def test_a_layer_of_zeros_has_a_scale(searched):
 
 
 def test_without_statistics_it_is_a_bug(build, state):
+    held = state(build(CONV, w=(8, 8, 3, 3), b=(8,)))
+    held.put(EVIDENCE, Evidence())
     with pytest.raises(PassError, match="'ranges' was not given"):
-        SearchScales(ARM).run(state(build(CONV, w=(8, 8, 3, 3), b=(8,))))
+        SearchScales(ARM).run(held)
 
 
 def test_no_outlier_rules_the_range(searched):

@@ -8,50 +8,48 @@ torch = pytest.importorskip("torch", reason="the executor runs in torch, an extr
 
 from qhyvit_onnx.config import CompileConfig, Effort, Guard, Verification  # noqa: E402
 from qhyvit_onnx.data import Feeds  # noqa: E402
-from qhyvit_onnx.facts import GRIDS, PLACEMENT  # noqa: E402
-from qhyvit_onnx.kernels.executor import Executor  # noqa: E402
-from qhyvit_onnx.kernels.fake_quant import fake_quantize  # noqa: E402
-from qhyvit_onnx.passes._simulation import sites_of  # noqa: E402
-from qhyvit_onnx.pipeline import default_pipeline  # noqa: E402
-from qhyvit_onnx.programs import program_of  # noqa: E402
+from qhyvit_onnx.facts import GRIDS  # noqa: E402
+from qhyvit_onnx.passes.insert_qdq import InsertQdq  # noqa: E402
+from qhyvit_onnx.pipeline import Watcher, default_pipeline, run  # noqa: E402
 from qhyvit_onnx.runtime import Arithmetic, Options, Session  # noqa: E402
+from qhyvit_onnx.simulator import simulation_of  # noqa: E402
 from qhyvit_onnx.state import State  # noqa: E402
 from qhyvit_onnx.targets import find_target  # noqa: E402
-from qhyvit_onnx.units import find_units  # noqa: E402
 from tests.blocks import efficientformer_v1, mobilevit_v1, mobilevit_v2  # noqa: E402
 
 
-def fed(model, count=4):
+def fed(model, count=5):
     rng = np.random.default_rng(1)
     port = model.graph.input[0]
     shape = [dim.dim_value or 1 for dim in port.type.tensor_type.shape.dim]
     return [{port.name: rng.standard_normal(shape).astype(np.float32)} for _ in range(count)]
 
 
-def hooks_of(state):
-    """Return hooks that round on the grids of ``state``."""
-    grids, units = state.get(GRIDS), {unit.name: unit for unit in find_units(state.graph)}
-    sites = sites_of(state.graph, list(units.values()), state.get(PLACEMENT))
-
-    def rounding(owner):
-        grid = grids.activations[owner]
-        scale = torch.tensor(np.float32(grid.scale))
-        return lambda x: fake_quantize(x, scale, grid.zero_point, 0, grid.top)
-
-    hooks = {key: rounding(owner) for key, owner in sites.activations.items()}
-    for place, name in sites.biases.items():
-        if name in sites.rounded_biases:
-            owner = sites.owners[units[name].inputs[0].name]
-            unit = np.float32(grids.activations[owner].scale) * grids.weights[name].scale
-            hooks[place] = rounded_to(torch.from_numpy(unit))
-    for place, name in sites.weights.items():
-        weight = torch.from_numpy(grids.weight_of(units[name]))
-        hooks[place] = lambda _, weight=weight: weight
-    return hooks
+def decided(model, feeds, **settings):
+    """Return the state of a compilation in which all is decided and nothing written."""
+    config = CompileConfig(
+        guard=Guard(samples=0), verification=Verification(rounds=0, replay=0), **settings
+    )
+    state = State(model, config, Feeds.of(feeds))
+    passes = default_pipeline(config, find_target("arm64", frozenset()))
+    names = [item.name for item in passes]
+    run(passes[: names.index(InsertQdq.name)], state, Watcher())
+    return state
 
 
-def rounded_to(unit):
-    return lambda bias: torch.round(bias / unit) * unit
+def gaps(state, feeds):
+    """Return, by sample, the squares of simulated minus emitted over those of emitted - float."""
+    simulation, reference = simulation_of(state), Session(state.model())
+    InsertQdq().run(state)
+    emitted = Session(state.model(), Options(arithmetic=Arithmetic.EXACT))
+    (name,) = emitted.outputs
+    found = []
+    for feed in feeds:
+        want, got, exact = (
+            item.run(feed)[name].astype(np.float64) for item in (emitted, simulation, reference)
+        )
+        found.append(np.square(want - got).sum() / np.square(want - exact).sum())
+    return found
 
 
 @pytest.mark.parametrize("family", [mobilevit_v1, mobilevit_v2, efficientformer_v1])
@@ -59,26 +57,19 @@ def rounded_to(unit):
 def test_the_simulation_gives_what_is_emitted(family, precision):
     model = family()
     feeds = fed(model)
-    config = CompileConfig(
-        precision=precision,
-        effort=Effort.FAST,
-        guard=Guard(samples=0),
-        verification=Verification(rounds=0, replay=0),
-    )
-    state = State(model, config, Feeds.of(feeds))
-    passes = default_pipeline(config, find_target("arm64", frozenset()))
-    names = [item.name for item in passes]
-    for item in passes[: names.index("insert-qdq")]:
-        item.run(state)
-    program, hooks = program_of(state.model()), hooks_of(state)
-    float_out = Session(state.model()).run(feeds[0])
-    passes[names.index("insert-qdq")].run(state)
-    emitted = Session(state.model(), Options(arithmetic=Arithmetic.EXACT)).run(feeds[0])
-    (name,) = emitted
-    simulated = Executor(program).run(feeds[0], [name], hooks=hooks)[name].numpy()
-    error = np.square(emitted[name] - float_out[name]).sum()
-    gap = np.square(emitted[name] - simulated).sum()
-    assert error > 0
-    # integer sums are exact and float sums nearly: the same codes, but for values that lie within
-    # float32's last places of the middle between two
-    assert gap < 1e-6 * error
+    found = gaps(decided(model, feeds, precision=precision, effort=Effort.FAST), feeds)
+    # integer sums are exact and float sums nearly: the same codes. Where a value lies within
+    # float32's last places of the middle between two, one may become its neighbour, and what
+    # follows differs: a rare sample, so that most have nothing but the last places
+    assert np.median(found) < 1e-9
+    assert max(found) < 0.1
+
+
+def test_found_codes_and_corrected_biases_are_simulated_too():
+    model = mobilevit_v1()
+    feeds = fed(model)
+    state = decided(model, feeds, effort=Effort.DEFAULT)
+    grids = state.get(GRIDS)
+    assert grids.codes
+    assert grids.biases
+    assert np.median(gaps(state, feeds)) < 1e-9
