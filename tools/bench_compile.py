@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seconds and peak memory of one compilation, each in a process of its own.
 
-usage: python tools/bench_compile.py MODEL.onnx SIZE [--samples 64 512] [--target auto]
+usage: python tools/bench_compile.py MODEL.onnx SIZE [--samples 64 512] [OPTIONS OF COMPILE ...]
 
 Calibrates on JPEG images of SIZE x SIZE made on the spot (crops of the bundled photographs with
-noise), so that decoding is part of the measurement and any number of images is there.
+noise), so that decoding is part of the measurement and any number of images is there. What else is
+given goes to ``qhv-onnx compile``, as ``--effort max --precision w4a8``.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,14 +33,13 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("size", type=int)
     parser.add_argument("--samples", type=int, nargs="+", default=[64, 512])
-    parser.add_argument("--target", default="auto")
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
     rows: Rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_images(folder / "images", max(args.samples), args.size)
         for samples in args.samples:
-            rows.append(measure(args.model, folder, samples, args.target))
+            rows.append(measure(args.model, folder, samples, options))
             print(table(rows[-1:]), flush=True)
     print("\n" + table(rows))
 
@@ -55,11 +56,11 @@ def make_images(folder: Path, count: int, size: int) -> None:
         image.save(folder / f"{index:05d}.jpg", quality=92)
 
 
-def measure(model: Path, folder: Path, samples: int, target: str) -> dict[str, object]:
+def measure(model: Path, folder: Path, samples: int, options: Sequence[str]) -> dict[str, object]:
     """Run the command line in a child process; return its wall time and peak memory."""
     command = [sys.executable, "-m", "qhyvit_onnx", "compile", str(model), "-q"]
     command += ["--calib", str(folder / "images"), "--calib-samples", str(samples)]
-    command += ["--target", target, "-o", str(folder / "out.onnx"), "--overwrite"]
+    command += ["-o", str(folder / "out.onnx"), "--overwrite", *options]
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
@@ -68,6 +69,7 @@ def measure(model: Path, folder: Path, samples: int, target: str) -> dict[str, o
     return {
         "model": model.name,
         "images": samples,
+        "options": " ".join(options),
         "wall s": round(time.perf_counter() - start, 1),
         "peak MB": round(_megabytes(usage)),
     }
