@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qhyvit_onnx.config import Effort, Extent, Learning
+from qhyvit_onnx.config import CompileConfig, Effort, Extent, Learning
 from qhyvit_onnx.data import Feed
 from qhyvit_onnx.effort import effort_of
 from qhyvit_onnx.facts import BRIDGES, EVIDENCE, GRIDS, PLACEMENT, RANGES, SEARCHED, UNITS
@@ -44,7 +44,7 @@ class Reconstruct(Pass):
         """Put GRIDS; the graph stays as it is."""
         learning = self.learning or default_learning(state)
         samples = list(islice(state.calibration, learning.samples))
-        if refusal := _refusal(learning, samples):
+        if refusal := _refusal(state.config, learning, samples):
             state.put(GRIDS, state.get(SEARCHED))
             return Outcome(0, f"off ({refusal})")
         return self._learn(state, learning, samples)
@@ -121,10 +121,11 @@ def default_learning(state: State) -> Learning:
     return Learning(samples=32, steps=0, finish=0)
 
 
-def _refusal(learning: Learning, samples: Sequence[Feed]) -> str:
+def _refusal(config: CompileConfig, learning: Learning, samples: Sequence[Feed]) -> str:
     """Return why nothing can be learned; empty when it can."""
     if not learning.samples:
-        return "effort fast: weights keep their searched codes"
+        who = "effort fast" if effort_of(config) is Effort.FAST else f"recipe {config.recipe}"
+        return f"{who}: weights keep their searched codes"
     if len(samples) < 2:
         return "one calibration sample teaches nothing"
     shapes = [{name: array.shape for name, array in feed.items()} for feed in samples]

@@ -229,3 +229,71 @@ def test_compile_options_reach_the_config(home):
 def test_compile_refuses_a_choice_there_is_not(home, refused, option, bad, known):
     refused(2, known, "compile", "net.onnx", "--calib", "plain.npz", option, bad)
     assert not (home / "net.qdq.onnx").exists()
+
+
+SIMULATE = ["--data", "labelled.npz", "--calib", "plain.npz", "--target", "arm64"]
+
+
+def test_eval_simulates_a_recipe(home, capsys):
+    pytest.importorskip("torch", reason="a simulation runs in torch, an extra")
+    wanted = ["--recipe", "minmax", "--precision", "w6a6", "--json", "found.json"]
+    assert main(["eval", "net.onnx", *SIMULATE, *wanted]) == 0
+    out = capsys.readouterr().out
+    assert "simulation" in out
+    assert "minmax, w6a6, units of arm64" in out
+    found = json.loads((home / "found.json").read_text())
+    told = {"recipe": "minmax", "precision": "w6a6", "target": "arm64", "deployable": True}
+    assert found["simulation"] == told
+    assert (found["quantized_bytes"], found["samples"]) == (0, SAMPLES)
+    assert found["outputs"]["logits"]["top1_int8"] is not None
+    assert 5 < found["outputs"]["logits"]["sqnr_db"] < 40  # rounded, and not to noise
+
+
+def test_eval_says_when_no_kernel_could_run_it(home, capsys):
+    pytest.importorskip("torch", reason="a simulation runs in torch, an extra")
+    assert main(["eval", "net.onnx", *SIMULATE, "--recipe", "repq-vit"]) == 0
+    assert "no integer kernel takes its grids" in capsys.readouterr().out
+    assert not list(home.glob("*.qdq.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("word", "given"),
+    [
+        ("either QUANTIZED or --recipe", []),
+        ("--precision goes with --recipe", ["--precision", "w6a6"]),
+        ("--calib goes with --recipe", ["--calib", "plain.npz"]),
+        ("'maxmin' is not known", ["--recipe", "maxmin"]),
+        ("--arithmetic is for QUANTIZED", ["--recipe", "minmax", "--arithmetic", "exact"]),
+    ],
+)
+def test_eval_refuses_what_it_cannot_compare(home, refused, word, given):
+    refused(2, word, "eval", "net.onnx", "--data", "plain.npz", *given)
+
+
+def test_eval_refuses_a_file_beside_a_recipe(quantized, refused):
+    given = ["--data", "plain.npz", "--recipe", "minmax"]
+    refused(2, "either QUANTIZED or --recipe", "eval", "net.onnx", "net.qdq.onnx", *given)
+
+
+def test_eval_without_torch_says_what_to_install(home, refused, monkeypatch):
+    monkeypatch.setattr("qhyvit_onnx.simulator.torch_is_installed", lambda: False)
+    given = ["--data", "plain.npz", "--recipe", "minmax"]
+    refused(2, "pip install 'qhyvit-onnx[torch]'", "eval", "net.onnx", *given)
+
+
+@pytest.mark.parametrize("name", ["fq-vit", "ptq4vit", "repq-vit"])
+def test_compile_refuses_what_can_only_be_simulated(home, refused, name):
+    word = f"use qhv-onnx eval MODEL --recipe {name} --calib DATA --data DATA"
+    refused(2, word, "compile", "net.onnx", "--calib", "plain.npz", "--recipe", name)
+    assert sorted(path.name for path in home.iterdir()) == [
+        "labelled.npz", "net.onnx", "plain.npz",
+    ]  # fmt: skip
+
+
+def test_help_lists_the_recipes(capsys):
+    assert main(["eval", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "minmax, percentile, easyquant, fq-vit, ptq4vit, repq-vit, q-hyvit, qhv" in said
+    assert main(["compile", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "minmax, percentile, easyquant, q-hyvit, qhv" in said

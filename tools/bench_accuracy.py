@@ -37,7 +37,12 @@ DEFAULTS = CompileConfig()
 
 def main() -> None:
     """Measure what is missing, print and keep everything."""
-    args = arguments()
+    args = parser(__doc__).parse_args()
+    publish(markdown(measure(args)), args.save)
+
+
+def measure(args: argparse.Namespace) -> Rows:
+    """Return the rows of everything that was asked for; measure those that are not kept yet."""
     folders = Folders(args.ocr, args.cifar, tuple(args.extra))
     for name in ("ocr", "cifar"):
         if getattr(args, name) is None:
@@ -52,16 +57,20 @@ def main() -> None:
         if args.save:
             args.save.write_text(json.dumps(rows, indent=1))
     chosen = {_key_of(trial) for trial in wanted}
-    text = markdown([row for row in rows if _key(row) in chosen])
+    return [row for row in rows if _key(row) in chosen]
+
+
+def publish(text: str, save: Path | None) -> None:
+    """Print the table, and keep it beside the measurements."""
     print("\n" + text)
-    if args.save:
-        args.save.with_suffix(".md").write_text(text + "\n")
+    if save:
+        save.with_suffix(".md").write_text(text + "\n")
 
 
-def arguments() -> argparse.Namespace:
-    """Return what was asked for."""
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """Return the options of a benchmark that measures trials."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=about, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--ocr", type=Path)
     parser.add_argument("--cifar", type=Path)
@@ -75,7 +84,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=DEFAULTS.calib_samples)
     parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--save", type=Path)
-    return parser.parse_args()
+    return parser
 
 
 def trials(args: argparse.Namespace, folders: Folders) -> Iterator[Trial]:

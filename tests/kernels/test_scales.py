@@ -11,7 +11,14 @@ from hypothesis.extra import numpy as arrays
 
 from qhyvit_onnx.grid import grid_for
 from qhyvit_onnx.kernels.observers import Observer
-from qhyvit_onnx.kernels.scales import pair_safe_scale, search_range, weight_scale
+from qhyvit_onnx.kernels.scales import (
+    LEAST,
+    pair_safe_scale,
+    range_error,
+    search_range,
+    weight_scale,
+    weighted_counts,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 SAMPLES = {
@@ -105,6 +112,72 @@ def test_an_empty_histogram_keeps_the_range():
         np.arange(-2.0, 3.0), np.zeros(5), -2.0, 2.0, bits=8, candidates=10, lowest=0.3
     )
     assert found == (-2.0, 2.0)
+
+
+def histogram(x):
+    observer = Observer(0)
+    observer.add(x[None])
+    stats = observer.stats()
+    return stats.centers, stats.counts
+
+
+def test_equal_gains_change_nothing():
+    x = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    centers, counts = histogram(x)
+    drawn = x[:500].reshape(50, 10)
+    found = weighted_counts(centers, counts, drawn, np.full_like(drawn, 3e-7))
+    np.testing.assert_allclose(found, counts, rtol=1e-6)
+
+
+@pytest.mark.parametrize("power", [-3.0, 3.0])
+def test_what_costs_more_counts_more(power):
+    # gains rise, or fall, with the size of the value
+    x = np.random.default_rng(1).laplace(size=20000).astype(np.float32)
+    centers, counts = histogram(x)
+    drawn = x[:2000]
+    gains = np.exp(power * np.minimum(np.abs(drawn), 3.0)).astype(np.float32)
+    found = weighted_counts(centers, counts, drawn, gains)
+    large, small = (
+        found[mask].sum() / counts[mask].sum()
+        for mask in (np.abs(centers) > 2, np.abs(centers) < 1)
+    )
+    assert (large > 5 * small) if power > 0 else (large < 0.2 * small)
+    assert (found >= LEAST * counts * (1 - 1e-9)).all()
+    low, high = float(x.min()), float(x.max())
+    ends = [
+        search_range(centers, weights, low, high, bits=4, candidates=60, lowest=0.2)
+        for weights in (counts, found)
+    ]
+    widths = [b - a for a, b in ends]
+    assert (widths[1] > widths[0]) is (power > 0)
+
+
+def test_one_place_of_a_huge_gain_does_not_rule():
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal(20000).astype(np.float32)
+    centers, counts = histogram(x)
+    gains = np.ones(2000, np.float32)
+    gains[7] = 300.0
+    found = weighted_counts(centers, counts, x[:2000], gains)
+    # its cell holds a twenty-fourth of all places: 4 times the mean of the others, not 300
+    assert found.max() / counts[found.argmax()] < 6.0
+
+
+@pytest.mark.parametrize(("values", "gains"), [([0.0, 0.0], [1.0, 2.0]), ([1.0, 2.0], [0.0, 0.0])])
+def test_without_anything_to_learn_from_counts_stay(values, gains):
+    centers, counts = histogram(np.random.default_rng(3).standard_normal(500).astype(np.float32))
+    found = weighted_counts(centers, counts, np.float32(values), np.float32(gains))
+    np.testing.assert_array_equal(found, counts)
+
+
+def test_the_expected_error_of_a_range_is_the_measured_one():
+    x = np.random.default_rng(4).standard_normal(200000).astype(np.float32)
+    centers, counts = histogram(x)
+    for low, high, bits in ((-2.8, 3.2, 4), (-1.4, 2.1, 4), (-4.5, 4.5, 6)):
+        want = cost(x, low, high, bits) / x.size
+        found = range_error(centers, counts, low, high, 2**bits - 1) / counts.sum()
+        # uniform noise inside the steps; zero is a step of the coarse ranges as they are
+        assert found == pytest.approx(want, rel=0.05)
 
 
 def squared_error(weight, scale):

@@ -11,13 +11,15 @@ from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import PassError
 from qhyvit_onnx.facts import BRIDGES, EVIDENCE, SEARCHED
 from qhyvit_onnx.grid import Cure, Grid, grid_for
-from qhyvit_onnx.kernels.evidence import Evidence
+from qhyvit_onnx.kernels.evidence import Evidence, ProductEvidence
 from qhyvit_onnx.passes._matrices import BIAS_STEPS
+from qhyvit_onnx.passes._searching.products import attention_grids
 from qhyvit_onnx.passes.calibrate import Calibrate
 from qhyvit_onnx.passes.fold_ranges import FoldRanges
 from qhyvit_onnx.passes.search_scales import SearchScales
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import find_target
+from qhyvit_onnx.units import find_units
 
 ARM, VNNI, AVX2 = (find_target(n, frozenset()) for n in ("arm64", "x64-vnni", "x64-avx2"))
 
@@ -316,3 +318,64 @@ def test_no_outlier_rules_the_range(searched):
         return float(np.square(grid.fake(x) - x).mean(dtype=np.float64))
 
     assert noise(grids.activations["x"]) < noise(grid_for(float(x.min()), float(x.max())))
+
+
+ATTENTION = """
+g (float[1, 6, 8] x) => (float[1, 6, 8] y) {
+    [soft] p = Softmax (x)
+    t = Transpose <perm = [0, 1, 2]> (p)
+    [first] y = MatMul (t, v)
+}
+"""
+
+
+def product_evidence(seed=0):
+    rng = np.random.default_rng(seed)
+    left = rng.uniform(0, 0.2, (4, 6, 8)).astype(np.float32)
+    right = rng.standard_normal((4, 8, 8)).astype(np.float32)
+    return ProductEvidence(left, right, np.ones((4, 6, 8), np.float32), np.zeros(4, np.int64))
+
+
+def maps(build, text, names=("first",)):
+    """Return the grids that a search gives the attention maps of a net, by source."""
+    graph = State(build(text), CompileConfig(), ()).graph
+    grids = {"p": Grid(1 / 256, 0), "v": Grid(0.02, 128), "x": Grid(0.02, 128)}
+    evidence = Evidence(products={name: product_evidence() for name in names})
+    return attention_grids(find_units(graph), grids, evidence, 100)
+
+
+TWO_INPUTS = ATTENTION.replace("x)", "x, float[1, 8, 8] v)", 1)
+
+
+def test_an_attention_map_has_a_grid_as_wide_as_it_needs(build):
+    found = maps(build, TWO_INPUTS)
+    assert set(found) == {"p"}
+    assert (found["p"].zero_point, found["p"].bits) == (0, 8)
+    assert 0.1 < found["p"].high < 0.21  # of values that are spread evenly up to 0.2
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["[second] z = MatMul (p, v)", "[second] z = Mul (p, x)", "[second] z = MatMul (v, p)"],
+)
+def test_a_map_that_others_read_keeps_its_grid(build, more):
+    text = TWO_INPUTS.replace("y)", "y, float[a, b, c] z)").replace("\n}", f"\n    {more}\n}}")
+    assert maps(build, text, ("first", "second")) == {}
+
+
+def test_a_map_without_evidence_keeps_its_grid(build):
+    assert maps(build, TWO_INPUTS, ()) == {}
+
+
+def test_an_average_is_as_coarse_as_its_kernel_needs(searched):
+    text = """
+    g (float[1, 8, 6, 6] x) => (float[1, 8, 1, 1] y) {
+        c = Conv (x, w) n = InstanceNormalization (c, one, none)
+        p = GlobalAveragePool (n) y = Conv (p, v)
+    }"""
+    weights = {"w": (8, 8, 1, 1), "v": (8, 8, 1, 1), "one": np.ones(8, np.float32),
+               "none": np.zeros(8, np.float32)}  # fmt: skip
+    grids, _, _ = searched(text, weights, samples())
+    read, written = (grids.activations[name] for name in "np")
+    # the average of 36 codes has steps of scale / 36: the kernel takes 256 a step at most
+    assert read.scale / (36 * written.scale) == pytest.approx(128, rel=1e-6)
