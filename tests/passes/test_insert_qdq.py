@@ -303,13 +303,25 @@ def drawn_feeds(model, count=4, scale=1.0, shift=0.0):
     ]
 
 
+@pytest.fixture(scope="module")
+def kept():
+    """Return what was emitted already: several laws look at the same models."""
+    return {}
+
+
 @pytest.fixture
-def emit(build):
+def emit(build, kept):
     """Return a function: case, target -> what every pass up to InsertQdq made of it."""
 
     def run(case, target, exclude=(), **draw):
-        if isinstance(case, str):
-            case = CASES[case]
+        if not isinstance(case, str):
+            return made(case, target, exclude, draw)
+        key = (case, target.name, exclude, tuple(sorted(draw.items())))
+        if key not in kept:
+            kept[key] = made(CASES[case], target, exclude, draw)
+        return kept[key]
+
+    def made(case, target, exclude, draw):
         model = case if isinstance(case, onnx.ModelProto) else build(case.text, **case.weights)
         feeds = drawn_feeds(model, **draw)
         off = Folding(scope=Scope.OFF)  # else other constants than the case has
