@@ -78,13 +78,16 @@ class Feedback:
         codes, errors, left = (np.zeros_like(wanted) for _ in range(3))
         width = wanted.shape[2]
         for start in range(0, width, BLOCK):
-            block = slice(start, min(start + BLOCK, width))
-            owed = np.matmul(errors[:, :, :start], self._pull[:, :start, block])
-            for k in range(block.start, block.stop):
-                recent = np.matmul(errors[:, :, start:k], self._pull[:, start:k, k : k + 1])
-                debt = owed[:, :, k - start] + recent[:, :, 0]
+            stop = min(start + BLOCK, width)
+            owed = np.matmul(errors[:, :, :start], self._pull[:, :start, start:stop])
+            for k in range(start, stop):
+                debt = owed[:, :, k - start]
                 code = np.rint(wanted[:, :, k] - debt)
                 codes[:, :, k] = np.clip(code, low[:, :, k], high[:, :, k])
-                errors[:, :, k] = codes[:, :, k] - wanted[:, :, k]
-                left[:, :, k] = errors[:, :, k] + debt
+                error = codes[:, :, k] - wanted[:, :, k]
+                errors[:, :, k], left[:, :, k] = error, error + debt
+                # elementwise: for a product so small, threads wait longer than they work
+                owed[:, :, k + 1 - start :] += (
+                    error[:, :, None] * self._pull[:, None, k, k + 1 : stop]
+                )
         return codes, left

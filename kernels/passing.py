@@ -31,7 +31,7 @@ class Passing:
     elements: Mapping[str, int]
     """Elements of every tensor for one sample."""
     ends: tuple[str, ...]
-    """Outputs of the program; in place of one that holds no floats, what it is computed from."""
+    """Outputs of the program; in place of one that holds no floats, those it is computed from."""
 
 
 def passing(executor: Executor, first: Mapping[str, Array], second: Mapping[str, Array]) -> Passing:
@@ -59,9 +59,9 @@ def _ends(program: Program, floats: Collection[str]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     ahead = list(program.outputs)
     for name in ahead:
-        if name in floats or name not in makers:
+        if name in floats:
             found[name] = None
-        else:
+        elif name in makers:
             ahead += [read for read in makers[name].reads if read not in ahead]
     return tuple(found)
 

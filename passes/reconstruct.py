@@ -55,6 +55,9 @@ class Reconstruct(Pass):
         from qhyvit_onnx.passes._learner import Walk  # noqa: PLC0415 - torch is optional
 
         network, spans = self._network(state, samples)
+        if not network.passing.ends:
+            state.put(GRIDS, state.get(SEARCHED))
+            return Outcome(0, "off (no output is computed from floats)")
         found: list[Progress] = []
         total = len(spans) + bool(learning.finish)
         with tempfile.TemporaryDirectory() as folder:
