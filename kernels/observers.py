@@ -36,17 +36,20 @@ class GrowingHistogram:
 
     def add(self, values: Floats) -> None:
         """Count finite ``values`` of any shape."""
-        flat = values.reshape(-1).astype(np.float64)
-        nonzero = flat[flat != 0.0]
-        self.zeros += flat.size - nonzero.size
-        if not nonzero.size:
+        flat = values.reshape(-1)
+        filled = np.count_nonzero(flat)
+        self.zeros += flat.size - filled
+        if not filled:
             return
+        nonzero = flat if filled == flat.size else flat[flat != 0.0]
         low, high = float(nonzero.min()), float(nonzero.max())
         if not self._width:
             self._start(low, high)
         while not self._covers(low, high):
             self._double()
-        index = np.floor(nonzero / self._width).astype(np.int64) - self._first
+        place = np.divide(nonzero, self._width, dtype=np.float64)
+        index = np.floor(place, out=place).astype(np.intp)
+        index -= self._first
         self.counts += np.bincount(index, minlength=self.counts.size)
 
     @property

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One streaming run over the calibration data, watching tensors sample by sample."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,12 +12,15 @@ from qhyvit_onnx.config import Extent
 from qhyvit_onnx.errors import DataError, ModelError
 from qhyvit_onnx.graph import Tensor, producer
 from qhyvit_onnx.kernels.observers import Observer, TensorStats
-from qhyvit_onnx.runtime import Session
+from qhyvit_onnx.runtime import Options, Session
 from qhyvit_onnx.state import State
 from qhyvit_onnx.units import CONVOLUTIONS, LAYERS, Kind, Unit, is_softmax, source_of
 
 THREADS = 2
 """Tensors observed side by side (numpy releases the lock while it reduces)."""
+
+TOGETHER = 8
+"""Tensors that one thread takes at a time: few enough to share work out, many for a small cost."""
 
 
 def observe(
@@ -32,14 +35,18 @@ def observe(
         Any other tensor that holds them is left out: it may be meant, as in a mask.
     """
     observers = {name: Observer(axis) for name, axis in axes.items()}
-    session = Session(_with_outputs(state.model(), list(axes)))
+    session = Session(_with_outputs(state.model(), list(axes)), Options(threads=1))
     units, samples = tuple(units), 0
     with ThreadPoolExecutor(THREADS) as pool:
+        finish: Callable[[], set[str]] = set
         for feeds in state.calibration:
-            spoiled = _take(session, observers, feeds, pool)
-            _leave_out(spoiled, observers, units, samples)
+            # the next sample runs while threads take this one
+            values = {**feeds, **session.run(feeds, [n for n in axes if n not in feeds])}
+            _leave_out(finish(), observers, units, samples - 1)
+            finish = _take(observers, values, pool)
             samples += 1
             state.tick(samples, len(state.calibration))
+        _leave_out(finish(), observers, units, samples - 1)
     if not samples:
         raise DataError(
             "the calibration data holds no samples", hint="give --calib a folder of images"
@@ -49,19 +56,19 @@ def observe(
 
 
 def _take(
-    session: Session,
     observers: Mapping[str, Observer],
-    feeds: Mapping[str, NDArray[np.generic]],
+    values: Mapping[str, NDArray[np.generic]],
     pool: ThreadPoolExecutor,
-) -> set[str]:
-    """Take one sample; return the tensors that hold NaN or infinity."""
-    values = {**feeds, **session.run(feeds, [n for n in observers if n not in feeds])}
+) -> Callable[[], set[str]]:
+    """Start to take one sample; the result waits, and returns what holds NaN or infinity."""
+    names = list(observers)
 
-    def take(name: str) -> bool:
-        return observers[name].add(np.asarray(values[name], np.float32))
+    def take(start: int) -> set[str]:
+        part = names[start : start + TOGETHER]
+        return {n for n in part if not observers[n].add(np.asarray(values[n], np.float32))}
 
-    taken = pool.map(take, observers)
-    return {name for name, finite in zip(observers, taken, strict=True) if not finite}
+    taken = pool.map(take, range(0, len(names), TOGETHER))
+    return lambda: set().union(*taken)
 
 
 def _leave_out(

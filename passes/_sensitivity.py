@@ -25,6 +25,7 @@ from qhyvit_onnx.units import Unit
 _TWIN = "__twin"
 _DELTA = "__delta"
 _PLAIN = Options(fuse_qdq=False)
+_RESHAPING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,15 @@ def measure(
 ) -> dict[str, float]:
     """Return, by unit name, squared output error over squared output, mean over ``samples``.
 
+    An output behind a softmax or sigmoid counts by what that reads: where the model is sure of its
+    answer, the answer itself hardly tells errors apart.
+
     Error:
         one unit at a time: errors of different units are taken to add up.
     """
     twins = Session(_twin_model(model, probes, grids), _PLAIN)
-    injected = Session(_injection_model(model, [probe.unit for probe in probes]), _PLAIN)
-    outputs = [info.name for info in model.graph.output]
+    outputs = _ends(model.graph)
+    injected = Session(_injection_model(model, [probe.unit for probe in probes], outputs), _PLAIN)
     noise = dict.fromkeys((probe.unit.name for probe in probes), 0.0)
     count = 0
     for feeds in samples:
@@ -64,6 +68,20 @@ def measure(
     return {name: total / max(count, 1) for name, total in noise.items()}
 
 
+def _ends(graph: onnx.GraphProto) -> list[str]:
+    """Return what the outputs are made of, before a closing softmax or sigmoid."""
+    makers = {name: node for node in graph.node for name in node.output}
+    return list(dict.fromkeys(_end(info.name, makers) for info in graph.output))
+
+
+def _end(output: str, makers: Mapping[str, onnx.NodeProto]) -> str:
+    node = makers.get(output)
+    while node is not None and node.op_type in _RESHAPING:
+        node = makers.get(node.input[0])
+    closes = node is not None and node.op_type in {"Softmax", "LogSoftmax", "Sigmoid"}
+    return node.input[0] if node is not None and closes else output
+
+
 def _relative_error(
     clean: Mapping[str, NDArray[np.generic]], dirty: Mapping[str, NDArray[np.generic]]
 ) -> float:
@@ -71,15 +89,15 @@ def _relative_error(
     ratios = []
     for name, reference in clean.items():
         if isinstance(reference, np.ndarray) and np.issubdtype(reference.dtype, np.floating):
-            signal = np.asarray(reference, np.float64)
-            error = np.asarray(dirty[name], np.float64) - signal
-            ratios.append(
-                float(np.square(error).sum() / max(float(np.square(signal).sum()), 1e-30))
-            )
+            signal = np.asarray(reference, np.float32).reshape(-1)
+            error = np.asarray(dirty[name], np.float32).reshape(-1) - signal
+            ratios.append(float(error @ error) / max(float(signal @ signal), 1e-30))
     return float(np.mean(ratios)) if ratios else 0.0
 
 
-def _injection_model(model: onnx.ModelProto, units: Sequence[Unit]) -> onnx.ModelProto:
+def _injection_model(
+    model: onnx.ModelProto, units: Sequence[Unit], outputs: Sequence[str]
+) -> onnx.ModelProto:
     """Return ``model`` with an optional input at every unit's output that is added to it."""
     out = onnx.ModelProto()
     out.CopyFrom(model)
@@ -95,6 +113,8 @@ def _injection_model(model: onnx.ModelProto, units: Sequence[Unit]) -> onnx.Mode
         position = list(out.graph.node).index(node) + 1
         add = helper.make_node("Add", [f"{name}__clean", delta], [name], name=f"{delta}/add")
         out.graph.node.insert(position, add)
+    present = {info.name for info in out.graph.output}
+    out.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs if n not in present)
     return out
 
 

@@ -15,7 +15,7 @@ from qhyvit_onnx.passes._roundings import beyond_kernels
 from qhyvit_onnx.passes._weights import WeightWriter
 from qhyvit_onnx.recipes import find_recipe, undeployable
 from qhyvit_onnx.state import State
-from qhyvit_onnx.units import LAYERS, find_units
+from qhyvit_onnx.units import LAYERS, Unit, find_units
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,20 @@ class InsertQdq(Pass):
         for unit in chosen:
             if unit.kind in LAYERS:
                 weights.write(unit)
+            if unit.clip is not None and grids.activations[unit.output.name].bits < 8:
+                _let_codes_clip(unit)
         carrier = Carrier(state.graph, chosen, grids, placement.carried)
         carrier.write()
         tidy(state.graph)
         return Outcome(len(placement.carried), f"{len(placement.carried)} tensors carried as uint8")
+
+
+def _let_codes_clip(unit: Unit) -> None:
+    """Take out the Relu or Clip of a unit that writes fewer than 8 bits.
+
+    Its codes saturate inside the bounds anyway. onnxruntime folds a Clip only when no code of the
+    whole uint8 lies outside, and else leaves the layer in float.
+    """
+    linear, clip = unit.nodes[-2:]
+    clip.outputs.clear()
+    linear.outputs = [unit.output]

@@ -12,6 +12,7 @@ from qhyvit_onnx.passes._baselines import search as published
 from qhyvit_onnx.passes._searching.activations import ActivationSearch
 from qhyvit_onnx.passes._searching.bridges import search_bridges
 from qhyvit_onnx.passes._searching.products import attention_grids
+from qhyvit_onnx.passes._searching.tails import functions
 from qhyvit_onnx.passes._searching.weights import WeightChoice, WeightSearch
 from qhyvit_onnx.passes._sources import spread
 from qhyvit_onnx.passes._widths import activation_bits, widths_of
@@ -72,7 +73,9 @@ class SearchScales(Pass):
 
     def _activations(self, state: State, units: Sequence[Unit]) -> dict[str, Grid]:
         bits = activation_bits(units, widths_of(state.config, units))
-        search = ActivationSearch(state.get(RANGES), state.get(EVIDENCE), bits, self.search)
+        search = ActivationSearch(
+            state.get(RANGES), state.get(EVIDENCE), bits, self.search, functions(state.graph)
+        )
         shifted = {name for fold in state.get(FOLDS) for name in fold.shifted}
         return search.grids(units, shifted)
 

@@ -146,3 +146,39 @@ def test_what_no_norm_writes_needs_ranges(demo, injected, calibration, evaluatio
     """The values of attention are written by a layer: folding the norms leaves their spread."""
     norms = signal_over_noise(demo, quantized(injected.model, Scope.NORMS, calibration), evaluation)
     assert norms < untouched - 3
+
+
+GATED = """
+    [first] p = Conv <pads = [1, 1, 1, 1], group = 64> (x, deep, b1)
+    m = GlobalAveragePool (p) [narrow] e = Conv (m, squeeze, b2) r = Relu (e)
+    [widen] h = Conv (r, excite, b3) g = Sigmoid (h) [gate] s = Mul (p, g)
+    [last] y = Conv (s, point, b1)"""
+SCALED = """
+    h = HardSwish (x) a = Mul (h, factor) p = Add (a, offset)
+    [last] y = Conv (p, point, b1)"""
+
+
+@pytest.mark.parametrize("body", [GATED, SCALED], ids=["squeeze and excitation", "one factor"])
+def test_spread_beside_a_function_is_folded(build, body):
+    """Behind a gate of its own, or a factor that all channels share; channels 1 to 3,000 apart."""
+    rng = np.random.default_rng(0)
+    spread = np.float32(np.geomspace(1, 3000, 64))[rng.permutation(64)]
+    weights = {
+        "deep": rng.normal(0, 0.3, (64, 1, 3, 3)) * spread[:, None, None, None],
+        "squeeze": rng.normal(0, 0.1, (16, 64, 1, 1)) / spread[None, :, None, None],
+        "excite": rng.normal(0, 0.3, (64, 16, 1, 1)),
+        "point": rng.normal(0, 0.1, (64, 64, 1, 1)) / spread[None, :, None, None],
+        **{name: rng.normal(0, 0.1, size) for name, size in (("b1", 64), ("b2", 16), ("b3", 64))},
+        "factor": 0.7, "offset": 0.1,
+    }  # fmt: skip
+    used = {name: np.float32(array) for name, array in weights.items() if name in body}
+    model = build(f"g (float[1, 64, 16, 16] x) => (float[a, b, c, d] y) {{ {body} }}", **used)
+    size = 1 if "deep" in body else spread[:, None, None]
+    feeds = [
+        {"x": np.float32(rng.normal(0, size, (1, 64, 16, 16)))} for _ in range(8)
+    ]  # fmt: skip
+    plain, folded = (
+        quantized(model, scope, feeds).report.outputs[0].sqnr_db
+        for scope in (Scope.NORMS, Scope.ALL)
+    )
+    assert plain < 15 < 30 < folded

@@ -8,9 +8,10 @@ import onnx
 import pytest
 
 from qhyvit_onnx.compiler import compile_model
-from qhyvit_onnx.config import CompileConfig, Guard, Verification
+from qhyvit_onnx.config import CompileConfig, Effort, Guard, Verification
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.precision import Precision, Widths
+from qhyvit_onnx.runtime import Session
 from tests.blocks import mobilevit_v1
 
 LAYERS = ("stem", "block/a", "block/b", "head")
@@ -82,6 +83,26 @@ def test_fewer_bits_clip_their_codes(emitted):
     clips = [node for node in compiled.model.graph.node if node.op_type == "Clip"]
     tops = {int(onnx.numpy_helper.to_array(constants[node.input[2]])) for node in clips}
     assert tops == (set() if precision.activations == 8 else {(1 << precision.activations) - 1})
+
+
+@pytest.mark.parametrize("precision", ["w8a6", "w4a4"])
+def test_a_clip_does_not_keep_a_layer_of_few_bits_in_float(build, precision):
+    text = """g (float[1, 64, 8, 8] x) => (float[1, 64, 8, 8] y) {
+        [first] a = Conv <pads = [1, 1, 1, 1]> (x, v) b = Clip (a, zero, six)
+        [second] c = Conv <pads = [1, 1, 1, 1]> (b, w) y = Clip (c, zero, six) }"""
+    bounds = {"zero": np.float32(0), "six": np.float32(6)}
+    model = build(text, v=(64, 64, 3, 3), w=(64, 64, 3, 3), **bounds)
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((1, 64, 8, 8)).astype(np.float32)} for _ in range(8)]
+    config = CompileConfig(
+        precision=precision, edge_precision=precision, target="arm64", effort=Effort.FAST,
+        guard=Guard(samples=0), verification=Verification(rounds=0),
+    )  # fmt: skip
+    compiled = compile_model(model, feeds, config)
+    assert compiled.report.int8_units == 2
+    assert compiled.report.replay.largest_steps == 0
+    written = Session(compiled.model).run(feeds[0])["y"]
+    assert 0.0 == written.min() < 5.0 < written.max() <= 6.0
 
 
 def test_every_integer_kernel_stays_exact(emitted):

@@ -59,6 +59,20 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Gate:
+    """A small factor of every channel, which can take from one scale to another on its way.
+
+    Shapes: read, written broadcastable against the output of ``node``.
+    """
+
+    node: Node
+    index: int
+    """Which input of the Mul is the factor."""
+    read: Ids
+    written: Ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Product:
     """A sum of products of two tensors over channels both have: queries and keys.
 
@@ -83,6 +97,7 @@ class Flow:
     """Tensor name, and a layer that reads it."""
     products: list[Product] = field(default_factory=list)
     constants: list[Held] = field(default_factory=list)
+    gates: list[Gate] = field(default_factory=list)
     size: int = 0
     _ties: list[tuple[Ids, Ids, int]] = field(default_factory=list)
     _sums: list[tuple[Ids, Ids, Floats]] = field(default_factory=list)

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from qhyvit_onnx.graph import Node, is_constant, operand, sole_consumer
+from qhyvit_onnx.graph import Node, Tensor, is_constant, operand, sole_consumer
 from qhyvit_onnx.kernels.norms import channels
 from qhyvit_onnx.passes._folding.flow import Floats, Source
 from qhyvit_onnx.passes._folding.products import product
@@ -61,20 +61,33 @@ def layer_norm(trace: Trace, node: Node) -> None:
 
 
 def affine(trace: Trace, node: Node, factor: Floats) -> None:
-    """Let a Mul by one number a channel, and the Add behind it, divide what no layer made."""
+    """Let a constant Mul, and the Add behind it, divide what no layer made.
+
+    One number for all channels becomes one number for each; which axis they lie on is what readers
+    of such tensors agree on.
+    """
     add = sole_consumer(trace.graph, node.outputs[0])
     if add is not None and (add.op != "Add" or not any(map(is_constant, add.inputs))):
         add = None
     out = (add or node).outputs[0]
-    rank = len(out.shape or ())
-    wide = [rank - factor.ndim + at for at, size in enumerate(factor.shape) if size != 1]
-    if len(wide) != 1 or wide[0] < 1:
+    axis = None if factor.size == 1 and id(node) in trace.spelled else _channel_axis(out, factor)
+    count = None if axis is None else (out.shape or ())[axis]
+    if axis is None or not isinstance(count, int):
         return
-    ids = trace.source(out, wide[0], factor.size)
+    ids = trace.source(out, axis, count)
     if ids is None:
         return
     if add is None:
         trace.flow.pin(ids)
     else:
         trace.done.add(id(add))
-    trace.flow.sources.append(Source(out, ids, wide[0], scale=node, offset=add))
+    trace.flow.sources.append(Source(out, ids, axis, scale=node, offset=add))
+
+
+def _channel_axis(out: Tensor, factor: Floats) -> int | None:
+    """Return where the channels of ``out`` lie: along ``factor``, else of a map or of tokens."""
+    rank = len(out.shape or ())
+    wide = [rank - factor.ndim + at for at, size in enumerate(factor.shape) if size != 1]
+    if not wide and rank > 2:
+        return 1 if rank == 4 else rank - 1
+    return wide[0] if len(wide) == 1 and wide[0] > 0 else None

@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 
+from qhyvit_onnx.composites import find_composites
 from qhyvit_onnx.graph import Graph, Node, Tensor
 from qhyvit_onnx.passes._folding.flow import Flow
 from qhyvit_onnx.passes._readers import Ids, Moves, Placed
@@ -18,6 +19,8 @@ class Trace:
         """Nodes that an earlier rule took along."""
         self.placed: dict[str, Placed] = {}
         """By tensor that movement made; the channels there may be known or not."""
+        self.spelled = {id(node) for item in find_composites(graph) for node in item.nodes}
+        """Nodes of functions that onnxruntime knows by their constants: a GELU has one half."""
 
     def ids(self, tensor: Tensor) -> Ids | None:
         """Return the channels of a tensor, None when it has none that could be folded."""

@@ -3,8 +3,8 @@
 
 import numpy as np
 
-from qhyvit_onnx.graph import Node, axes_of, is_constant, value
-from qhyvit_onnx.passes._folding.flow import Held
+from qhyvit_onnx.graph import Node, Tensor, axes_of, is_constant, value
+from qhyvit_onnx.passes._folding.flow import Gate, Held
 from qhyvit_onnx.passes._folding.layers import affine
 from qhyvit_onnx.passes._folding.trace import Trace
 from qhyvit_onnx.passes._readers import FOREIGN, Ids, pads
@@ -110,7 +110,7 @@ def _by_constant(trace: Trace, node: Node) -> None:
 
 
 def _gate(trace: Trace, node: Node) -> None:
-    """Let the scale of the larger operand through; the other one stays what it is."""
+    """Let the scale of the larger operand through, or let a small other one change it."""
     left, right = node.inputs
     tracked = [tensor for tensor in (left, right) if trace.ids(tensor) is not None]
     if left is right or not tracked:
@@ -120,4 +120,22 @@ def _gate(trace: Trace, node: Node) -> None:
     for tensor in tracked:
         if tensor is not carrier:
             trace.flow.block(trace.flow.ids[tensor.name])
-    trace.give(node.outputs[0], trace.flow.derive(trace.flow.ids[carrier.name], None))
+    ids = trace.flow.ids[carrier.name]
+    other = right if carrier is left else left
+    if not _small(other, carrier, ids):
+        trace.give(node.outputs[0], trace.flow.derive(ids, None))
+        return
+    out = np.where(ids == FOREIGN, FOREIGN, trace.flow.new(ids.shape))
+    trace.flow.pin(ids)
+    trace.flow.pin(out)
+    trace.flow.gates.append(Gate(node, 1 if carrier is left else 0, ids, out))
+    trace.give(node.outputs[0], out)
+
+
+def _small(gate: Tensor, carrier: Tensor, ids: Ids) -> bool:
+    """Tell whether ``gate`` has all channels but not all positions: it is cheap to scale."""
+    shape, large = gate.shape or (), carrier.shape or ()
+    if len(shape) != ids.ndim or len(large) != ids.ndim:
+        return False
+    told = all(size in (1, shape[at]) for at, size in enumerate(ids.shape))
+    return told and sum(dim != 1 for dim in shape) < sum(dim != 1 for dim in large)

@@ -8,8 +8,10 @@ import numpy as np
 from qhyvit_onnx.graph import (
     Graph,
     Node,
+    constant,
     fresh,
     is_constant,
+    make_node,
     names,
     operand,
     value,
@@ -17,7 +19,7 @@ from qhyvit_onnx.graph import (
 )
 from qhyvit_onnx.kernels.norms import Affine, absorb_affine, fold_affine
 from qhyvit_onnx.passes._affine_nodes import lying, write_affine
-from qhyvit_onnx.passes._folding.flow import Floats, Flow, Held, Source
+from qhyvit_onnx.passes._folding.flow import Floats, Flow, Gate, Held, Source
 from qhyvit_onnx.passes._layers import Host, host_at, layer_of, renewed, write_layer
 from qhyvit_onnx.passes._readers import Ids, Reader
 from qhyvit_onnx.pattern import Miss
@@ -54,6 +56,8 @@ class Writer:
         for held in self._flow.constants:
             if np.any(self._change.scale[held.ids] != 1.0):
                 self._divide_constant(held)
+        for gate in self._flow.gates:
+            self._rescale(gate)
 
     def _divide(self, source: Source) -> None:
         """Let a source compute (x - shift) / scale."""
@@ -124,6 +128,19 @@ class Writer:
         old = held.node.inputs[held.index]
         array = np.asarray(value(old), np.float64) / self._change.scale[held.ids]
         held.node.inputs[held.index] = renewed(old.name, array.astype(old.dtype), self._taken)
+
+    def _rescale(self, gate: Gate) -> None:
+        """Multiply a gate by what its channels are read in over what they are written in."""
+        factor = self._change.scale[gate.read] / self._change.scale[gate.written]
+        if np.all(factor == 1.0):
+            return
+        given = gate.node.inputs[gate.index]
+        name = fresh(f"{gate.node.name}.scale", self._taken)
+        made = variable(fresh(f"{given.name}.scaled", self._taken), given)
+        held = constant(f"{name}.constant", factor.astype(given.dtype or np.float32))
+        self._taken |= {name, made.name, held.name}
+        self._graph.nodes.append(make_node("Mul", name, [given, held], [made]))
+        gate.node.inputs[gate.index] = made
 
     def _now(self, host: Host) -> Host:
         """Return the layer as it stands: an earlier edit may have given it a bias."""

@@ -2,7 +2,7 @@
 """Grids of activations, from histograms and from what an error costs at values of each size."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from qhyvit_onnx.config import Search
 from qhyvit_onnx.graph import Tensor
@@ -11,6 +11,7 @@ from qhyvit_onnx.kernels.evidence import Evidence, TensorEvidence
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.kernels.scales import Doubles, range_error, search_range, weighted_counts
 from qhyvit_onnx.passes._limits import within_limits
+from qhyvit_onnx.passes._searching.tails import cut
 from qhyvit_onnx.passes._sources import sources_of
 from qhyvit_onnx.units import Unit, is_softmax
 
@@ -21,12 +22,17 @@ between them cost more than what calibration saw once and a deployed model sees 
 
 @dataclass(frozen=True, slots=True)
 class ActivationSearch:
-    """What is known of activations; ``bits`` by source, 8 where nothing is said."""
+    """What is known of activations.
+
+    By source: ``bits``, 8 where nothing is said; ``readers``, the activation function that is all
+    that reads it.
+    """
 
     stats: Mapping[str, TensorStats]
     evidence: Evidence
     bits: Mapping[str, int]
     search: Search
+    readers: Mapping[str, str] = field(default_factory=dict)
 
     def grids(self, units: Iterable[Unit], shifted: Iterable[str]) -> dict[str, Grid]:
         """Return the grids of the tensors that units read and write, each by its source.
@@ -51,6 +57,8 @@ class ActivationSearch:
         if seen.low == seen.high:
             return grid_for(seen.low, seen.high, bits=bits)
         counts = _counts(seen, self.evidence.tensors.get(source.name))
+        if source.name in self.readers:
+            seen = cut(seen, self.readers[source.name], bits)
         low, high = search_range(
             seen.centers, counts, seen.low, seen.high,
             bits=bits, candidates=self.search.candidates, lowest=self.search.lowest * LOWEST[bits],

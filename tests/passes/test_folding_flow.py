@@ -275,6 +275,17 @@ MAPS = {
     "product with a constant": (
         "p = Conv (x, point) s = Mul (p, each) y = Conv (s, point)", "p", "p",
     ),
+    "one number for all channels": (
+        "s = Sigmoid (x) m = Mul (s, half) a = Add (m, one) y = Conv (a, point)", "a", "a",
+    ),
+    "one number, nothing added": (
+        "s = Sigmoid (x) m = Mul (s, half) y = Conv (m, dense)", "m", "",
+    ),
+    "the half of a GELU": (
+        "d = Div (x, root) e = Erf (d) f = Add (e, one) m = Mul (x, f) h = Mul (m, half)"
+        " y = Conv (h, point)",
+        "", "",
+    ),
     "negative factor": ("p = Conv (x, point) s = Div (p, each) y = Conv (s, point)", "p", "p"),
     "product with a constant picture": (
         "p = Conv (x, point) s = Mul (p, picture) y = Conv (s, point)", "", "",
@@ -285,6 +296,16 @@ MAPS = {
     "squeeze and excitation": (
         "p = Conv (x, point) m = GlobalAveragePool (p) e = Conv (m, point) g = Sigmoid (e)"
         " s = Mul (p, g) y = Conv (s, point)",
+        "p", "",
+    ),
+    "a gate between two scales": (
+        "p = Conv (x, point) m = GlobalAveragePool (x) g = Sigmoid (m) s = Mul (p, g)"
+        " q = Conv (s, point) t = Add (p, q) y = Conv (t, point)",
+        "p q", "q",
+    ),
+    "gate of one channel": (
+        "p = Conv (x, point) m = ReduceMean <axes = [1]> (x) g = Sigmoid (m) s = Mul (p, g)"
+        " y = Conv (s, point)",
         "p", "",
     ),
     "gate without a sigmoid": (
@@ -443,6 +464,9 @@ SEQUENCES = {
     ),
     "constant factor": (
         "s = Sigmoid (x) m = Mul (s, vector) y = MatMul (m, square)", "m", "",
+    ),
+    "one number for all tokens": (
+        "s = Sigmoid (x) m = Mul (half, s) a = Add (one, m) y = MatMul (a, square)", "a", "a",
     ),
     "constant factor and offset": (
         "s = Sigmoid (x) m = Mul (vector, s) a = Add (bias, m) y = MatMul (a, square)", "a", "a",

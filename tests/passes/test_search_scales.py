@@ -9,7 +9,7 @@ import pytest
 from qhyvit_onnx.config import CompileConfig, Folding, Scope
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import PassError
-from qhyvit_onnx.facts import BRIDGES, EVIDENCE, SEARCHED
+from qhyvit_onnx.facts import BRIDGES, EVIDENCE, RANGES, SEARCHED
 from qhyvit_onnx.grid import Cure, Grid, grid_for
 from qhyvit_onnx.kernels.evidence import Evidence, ProductEvidence
 from qhyvit_onnx.passes._matrices import BIAS_STEPS
@@ -129,6 +129,44 @@ def test_a_constant_tensor_is_exact(searched, number):
     grids, _, _ = searched(CONV, {"w": (8, 8, 3, 3), "b": (8,)}, feeds)
     assert grids.activations["x"].fake(feeds[0]["x"])[0, 0, 0, 0] == np.float32(number)
     assert grids.activations["x"].cure is Cure.CONSTANT
+
+
+def read_by(body):
+    return f"g (float[N, 8, 6, 6] x) => (float[N, 8, 4, 4] y) {{ c = Conv (x, w, b) {body} }}"
+
+
+WIDE = {"w": (8, 8, 3, 3), "b": (8,)}  # sums of 72 products: far into the flat part
+
+
+@pytest.mark.parametrize(
+    ("body", "lowest"),
+    [
+        ("h = HardSwish (c) y = Relu (h)", -3.1),
+        ("s = Sigmoid (c) y = Mul (c, s)", -9.0),
+        ("d = Div (c, root) e = Erf (d) f = Add (e, one) m = Mul (c, f) y = Mul (m, half)", -4.0),
+    ],
+    ids=["HardSwish", "SiLU", "GELU"],
+)
+def test_no_code_is_spent_where_the_only_reader_is_flat(searched, body, lowest):
+    numbers = {"root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
+    weights = WIDE | {name: number for name, number in numbers.items() if f"{name})" in body}
+    grids, _, held = searched(read_by(body), weights, samples())
+    assert held.get(RANGES)["c"].low < 1.5 * lowest
+    assert lowest < grids.activations["c"].low < 0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "h = HardSwish (c) y = Add (h, c)",
+        "h = HardSwish (c) r = Relu (c) y = Add (h, r)",
+        "y = Sin (c)",
+    ],
+    ids=["another reader", "two functions", "no flat part"],
+)
+def test_another_reader_needs_the_whole_range(searched, body):
+    grids, _, held = searched(read_by(body), WIDE, samples())
+    assert grids.activations["c"].low < 0.5 * held.get(RANGES)["c"].low < -5.0
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
