@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One streaming run over the calibration data, watching tensors sample by sample."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -35,7 +36,8 @@ def observe(
         Any other tensor that holds them is left out: it may be meant, as in a mask.
     """
     observers = {name: Observer(axis) for name, axis in axes.items()}
-    session = Session(_with_outputs(state.model(), list(axes)), Options(threads=1))
+    left = max(1, (os.cpu_count() or 1) - THREADS)  # cores beside those that take statistics
+    session = Session(_with_outputs(state.model(), list(axes)), Options(threads=left))
     units, samples = tuple(units), 0
     with ThreadPoolExecutor(THREADS) as pool:
         finish: Callable[[], set[str]] = set
