@@ -47,7 +47,7 @@ class FoldRanges(Pass):
             change = _joined(flow, choices)
             Writer(state.graph, flow, change).write()
             tidy(state.graph)
-            ranges |= _observed(state, flow, change)
+            ranges |= _observed(state, flow, change, stats)
         state.put(RANGES, ranges)
         state.put(FOLDS, tuple(_fold(choice, stats, ranges) for choice in choices))
         state.put(FLOAT, state.model())
@@ -65,14 +65,17 @@ def _joined(flow: Flow, choices: Sequence[Choice]) -> Change:
     return Change(scale, shift)
 
 
-def _observed(state: State, flow: Flow, change: Change) -> dict[str, TensorStats]:
-    """Return statistics of every watched tensor that the change touched, seen anew."""
+def _observed(
+    state: State, flow: Flow, change: Change, before: Mapping[str, TensorStats]
+) -> dict[str, TensorStats]:
+    """Return statistics of every watched tensor that the change touched or made, seen anew."""
     units = find_units(state.graph)
     touched = {name for name, ids in flow.ids.items() if change.touches(ids)}
     products = (item for item in flow.products if change.touches(item.right))
     scores = {name for product in products for name in product.scores}
     axes = watched(units, state.config.placement)
-    moved = {name: axis for name, axis in axes.items() if name in touched | scores}
+    old = before.keys() - touched - scores
+    moved = {name: axis for name, axis in axes.items() if name not in old}
     return observe(state, moved, units)[0] if moved else {}
 
 
