@@ -14,8 +14,6 @@ from torch import Tensor
 
 from qhyvit_onnx.kernels.program import Program, Step
 
-_RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
-
 
 class Draw(StrEnum):
     """How the loss of one output is drawn."""
@@ -54,18 +52,10 @@ class End:
 
 def ends_of(program: Program) -> Mapping[str, End]:
     """Return where the loss of every output is taken."""
-    makers = {name: step for step in program.steps for name in step.outputs}
-    return {name: _end(name, makers, program.opset) for name in program.outputs}
-
-
-def _end(output: str, makers: Mapping[str, Step], opset: int) -> End:
-    step = makers.get(output)
-    while step is not None and step.op in _RESHAPING and step.domain in {"", "ai.onnx"}:
-        step = makers.get(step.inputs[0])
-    if step is None or step.domain not in {"", "ai.onnx"}:
-        return End(output)
-    closes = step.op in {"Softmax", "LogSoftmax", "Sigmoid"}
-    return End(step.inputs[0], step, opset) if closes else End(output)
+    return {
+        output: End(output) if step is None else End(step.inputs[0], step, program.opset)
+        for output, step in program.closings().items()
+    }
 
 
 def slope(end: End, x: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor] | None:

@@ -12,6 +12,9 @@ from qhyvit_onnx.errors import ConfigError
 
 Array: TypeAlias = NDArray[np.generic]
 
+_RESHAPING = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
+_CLOSING = frozenset({"Softmax", "LogSoftmax", "Sigmoid"})
+
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Step:
@@ -83,6 +86,18 @@ class Program:
             opset=self.opset,
             domains=self.domains,
         )
+
+    def closings(self) -> dict[str, Step | None]:
+        """Return by output the Softmax, LogSoftmax or Sigmoid it comes from, reshaped at most."""
+        makers = {name: step for step in self.steps for name in step.outputs}
+        found: dict[str, Step | None] = {}
+        for output in self.outputs:
+            step = makers.get(output)
+            while step is not None and step.op in _RESHAPING and step.domain in {"", "ai.onnx"}:
+                step = makers.get(step.inputs[0])
+            closes = step is not None and step.domain in {"", "ai.onnx"} and step.op in _CLOSING
+            found[output] = step if closes else None
+        return found
 
     def names(self) -> set[str]:
         """Return the name of every tensor."""

@@ -19,13 +19,13 @@ from onnx import helper, numpy_helper
 from qhyvit_onnx.data import Feed
 from qhyvit_onnx.facts import Grids
 from qhyvit_onnx.grid import Grid
+from qhyvit_onnx.programs import program_of
 from qhyvit_onnx.runtime import Options, Session
 from qhyvit_onnx.units import Unit
 
 _TWIN = "__twin"
 _DELTA = "__delta"
 _PLAIN = Options(fuse_qdq=False)
-_RESHAPING = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def measure(
         one unit at a time: errors of different units are taken to add up.
     """
     twins = Session(_twin_model(model, probes, grids), _PLAIN)
-    outputs = _ends(model.graph)
+    outputs = _ends(model)
     injected = Session(_injection_model(model, [probe.unit for probe in probes], outputs), _PLAIN)
     noise = dict.fromkeys((probe.unit.name for probe in probes), 0.0)
     count = 0
@@ -68,29 +68,25 @@ def measure(
     return {name: total / max(count, 1) for name, total in noise.items()}
 
 
-def _ends(graph: onnx.GraphProto) -> list[str]:
+def _ends(model: onnx.ModelProto) -> list[str]:
     """Return what the outputs are made of, before a closing softmax or sigmoid."""
-    makers = {name: node for node in graph.node for name in node.output}
-    return list(dict.fromkeys(_end(info.name, makers) for info in graph.output))
-
-
-def _end(output: str, makers: Mapping[str, onnx.NodeProto]) -> str:
-    node = makers.get(output)
-    while node is not None and node.op_type in _RESHAPING:
-        node = makers.get(node.input[0])
-    closes = node is not None and node.op_type in {"Softmax", "LogSoftmax", "Sigmoid"}
-    return node.input[0] if node is not None and closes else output
+    closings = program_of(model).closings().items()
+    return list(dict.fromkeys(out if step is None else step.inputs[0] for out, step in closings))
 
 
 def _relative_error(
     clean: Mapping[str, NDArray[np.generic]], dirty: Mapping[str, NDArray[np.generic]]
 ) -> float:
-    """Return squared error over squared signal, mean over the outputs that are numbers."""
+    """Return squared error over squared signal, mean over the outputs that are numbers.
+
+    What is not finite does not count: a softmax may read the minus infinity of a mask.
+    """
     ratios = []
     for name, reference in clean.items():
         if isinstance(reference, np.ndarray) and np.issubdtype(reference.dtype, np.floating):
-            signal = np.asarray(reference, np.float32).reshape(-1)
-            error = np.asarray(dirty[name], np.float32).reshape(-1) - signal
+            signal, found = (np.asarray(x, np.float64) for x in (reference, dirty[name]))
+            known = np.isfinite(signal) & np.isfinite(found)
+            signal, error = signal[known], found[known] - signal[known]
             ratios.append(float(error @ error) / max(float(signal @ signal), 1e-30))
     return float(np.mean(ratios)) if ratios else 0.0
 

@@ -334,6 +334,14 @@ def test_noise_is_the_error_of_the_unit_alone(place, build, run_model, end):
     assert state.get(SENSITIVITY)["only"] == pytest.approx(np.mean(ratios), rel=1e-2)
 
 
+def test_a_mask_before_a_closing_softmax_does_not_silence_the_guard(place):
+    mask = np.zeros((1, 64, 8, 8), np.float32)
+    mask[:, ::8, ::2] = -np.inf
+    body = f"[only] c = {CONV} (x, w) m = Add (c, mask) y = Softmax <axis = 1> (m)"
+    _, state, _ = place(body, {"w": W, "mask": mask}, guard=Guard(samples=4))
+    assert 1e-6 < state.get(SENSITIVITY)["only"] < 1e-2
+
+
 def test_the_guard_takes_no_more_runs_than_it_may(place):
     ticks = []
     body, weights = sensitive_net()

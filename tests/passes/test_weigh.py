@@ -23,6 +23,7 @@ from qhyvit_onnx.state import State
 from qhyvit_onnx.units import LAYERS, Kind, find_units, is_softmax, source_of
 from tests.blocks import FAMILIES, mobilevit_v1
 
+# like tests/kernels, which skip whole files; what is left must hold in a torch-free installation
 needs_torch = pytest.mark.skipif(not effort.torch_is_installed(), reason="torch is an extra")
 
 RELU = (
