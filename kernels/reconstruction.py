@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qhyvit_onnx.kernels import dropping
 from qhyvit_onnx.kernels.block_runs import Block, drawn, parts, run
 from qhyvit_onnx.kernels.executor import Executor, Hooks
 from qhyvit_onnx.kernels.rounding import BiasShift, LearnedScale, SoftRounding
@@ -198,8 +199,9 @@ class Lesson:
         if not self._schedule.dropped:
             return rounded
         exact = drawn(self._block.floats, part)
+        share = self._schedule.dropped
         return {
-            name: torch.where(torch.rand_like(x) < self._schedule.dropped, exact[name], x)
+            name: dropping.mixed(x, exact[name], dropping.drawn(x, share))
             for name, x in rounded.items()
         }
 

@@ -92,6 +92,23 @@ def test_the_ends_of_the_range_count_as_inside():
     assert x.grad.tolist() == [1.0, 1.0, 0.0, 0.0]
 
 
+@settings(deadline=None)
+@given(SEEDS)
+def test_what_is_kept_passes_with_its_gradient(seed):
+    x = drawn(seed, 5, 60).requires_grad_()
+    kept = drawn(seed + 1, 5, 60) > 0
+    x.data[0, 0] = -torch.inf
+    weight = drawn(seed + 2, 5, 60)
+    scale = torch.tensor(0.1, requires_grad=True)
+    y = fake_quantize(x, scale, 1, -8, 7, kept=kept)
+    whole = fake_quantize(x, scale, 1, -8, 7)
+    assert torch.equal(y, torch.where(kept, x, whole))
+    got = torch.autograd.grad(y, (x, scale), weight)
+    want = torch.autograd.grad(whole, (x, scale), weight * ~kept)
+    assert torch.equal(got[0], torch.where(kept, weight, want[0]))
+    torch.testing.assert_close(got[1], want[1])
+
+
 def test_a_learned_scale_finds_the_grid_of_its_data():
     """Data on a grid of step 0.25, seven steps to a side: from twice the step, down to it."""
     codes = torch.arange(-7, 8).repeat(4).float()
