@@ -14,9 +14,6 @@ from qhyvit_onnx.kernels.sample_store import Memory, SampleStore
 from qhyvit_onnx.passes._blocks import Span
 from qhyvit_onnx.passes._learned import Learned, Network
 
-ELEMENTS = 24 << 20
-"""Elements that the tensors of a block may have in one step: it bounds the samples of a step."""
-
 HELD_OUT = 8
 """One sample in so many judges what the others taught."""
 
@@ -144,11 +141,11 @@ class Walk:
         return stores
 
     def _fitting(self, span: Span, schedule: Schedule) -> Schedule:
-        """Return the schedule with as many samples a step as memory allows."""
+        """Return the schedule with as many samples a step as its elements allow."""
         steps = self._executor.program.steps[span.first : span.last + 1]
         sizes = self._network.passing.elements
         elements = sum(sizes.get(name, 0) for step in steps for name in step.outputs)
-        fits = max(1, ELEMENTS // max(elements, 1))
+        fits = max(1, schedule.elements // max(elements, 1))
         return replace(schedule, batch=min(schedule.batch, fits, len(self._samples)))
 
     def _block(self, span: Span, batch: int) -> Block:

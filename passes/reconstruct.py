@@ -22,6 +22,7 @@ from qhyvit_onnx.state import State
 from qhyvit_onnx.units import LAYERS, Unit, is_softmax
 
 if TYPE_CHECKING:
+    from qhyvit_onnx.kernels.reconstruction import Schedule
     from qhyvit_onnx.passes._learned import Network
     from qhyvit_onnx.passes._learner import Progress, Verdict
 
@@ -67,8 +68,7 @@ class Reconstruct(Pass):
                 found.append(item)
                 state.tick(len(found), total)
             if learning.finish:
-                whole = Schedule(steps=learning.finish, rounding_rate=0.0, dropped=0.0)
-                found.append(walk.finish(whole, state.config.seed))
+                found.append(walk.finish(_whole(learning.finish), state.config.seed))
                 state.tick(total, total)
             verdict = walk.judge()
         state.put(GRIDS, walk.grids())
@@ -117,11 +117,21 @@ def default_learning(state: State) -> Learning:
     if effort is Effort.FAST:
         return Learning(samples=0, steps=0, finish=0)
     if effort is Effort.MAX:
-        return Learning(samples=256, steps=300, finish=300)
+        return Learning(samples=256, steps=300, finish=500)
     least = Precision.parse(config.precision)
     if min(least.weights, least.activations) < 8:
-        return Learning(samples=64, steps=100, finish=100)
+        return Learning(samples=64, steps=50, finish=300)
     return Learning(samples=32, steps=0, finish=0)
+
+
+def _whole(steps: int) -> "Schedule":
+    """Return how the network is learned as a whole: scales and biases, many steps on few samples.
+
+    In the same time, few steps on many samples end farther from float.
+    """
+    from qhyvit_onnx.kernels.reconstruction import Schedule  # noqa: PLC0415 - torch is optional
+
+    return Schedule(steps=steps, batch=8, elements=24 << 20, rounding_rate=0.0, dropped=0.0)
 
 
 def _refusal(config: CompileConfig, learning: Learning, samples: Sequence[Feed]) -> str:
