@@ -56,13 +56,17 @@ def _binary(node: Node) -> Scaling | None:
     if found is None:
         return None
     array, axis = found
-    return Scaling(node, data, _affine(node.op, array, constant_first=at == 0), axis)
+    affine = _affine(node.op, array, constant_first=at == 0)
+    if not all(np.isfinite(part).all() for part in affine):
+        return None  # a mask: added to a bias it turns into NaN as soon as anything scales that
+    return Scaling(node, data, affine, axis)
 
 
 def _affine(op: str, array: NDArray[np.float64], *, constant_first: bool) -> Affine:
     one, zero = np.ones(1), np.zeros(1)
     if op in ("Mul", "Div"):
-        return Affine(array if op == "Mul" else 1.0 / array, zero)
+        with np.errstate(divide="ignore"):
+            return Affine(array if op == "Mul" else 1.0 / array, zero)
     if op == "Sub":
         return Affine(-one, array) if constant_first else Affine(one, -array)
     return Affine(one, array)

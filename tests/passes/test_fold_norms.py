@@ -193,6 +193,16 @@ def test_a_constant_that_is_not_per_channel_stays(build, state):
     assert ops(result) == ["Conv", "Add"]
 
 
+@pytest.mark.parametrize(("op", "number"), [("Add", -np.inf), ("Mul", np.inf), ("Div", 0.0)])
+def test_a_constant_that_is_not_finite_stays(build, state, op, number):
+    text = f"g (float[N, 4, 6, 6] x) => (float[N, 8, 6, 6] y) {{ c = Conv(x, w) y = {op}(c, k) }}"
+    mask = np.ones((1, 8, 1, 1), np.float32)
+    mask[0, 3] = number
+    result, outcome = folded(state, build(text, w=(8, 4, 1, 1), k=mask))
+    assert outcome.changed == 0
+    assert ops(result) == ["Conv", op]
+
+
 def test_a_constant_that_widens_the_output_stays(build, state):
     text = "g (float[N, 4, 6, 6] x) => (float[N, 8, 6, 6] y) { c = Conv(x, w) y = Mul(c, wide) }"
     result, outcome = folded(state, build(text, w=(1, 4, 1, 1), wide=(1, 8, 1, 1)))
