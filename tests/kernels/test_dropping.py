@@ -27,7 +27,7 @@ def test_drawing_is_seeded_and_elements_are_independent():
     assert float((first[1:] == first[:-1]).float().mean()) == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_mixing_is_where_also_for_what_is_not_finite(dtype):
     torch.manual_seed(2)
     x, other = torch.randn(2, 100, dtype=dtype), torch.randn(2, 100, dtype=dtype)
