@@ -30,7 +30,7 @@ class Schedule:
     steps: int
     batch: int = 32
     """Samples a step, at most."""
-    elements: int = 8 << 20
+    elements: int = 4 << 20
     """Of all tensors of the block in a step, about at most: large maps teach with few samples."""
     rounding_rate: float = 2e-2
     """Of Adam, in units of the sigmoid's argument; 0 keeps the codes."""

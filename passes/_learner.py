@@ -14,6 +14,13 @@ from qhyvit_onnx.kernels.sample_store import Memory, SampleStore
 from qhyvit_onnx.passes._blocks import Span
 from qhyvit_onnx.passes._learned import Learned, Network
 
+SEEN = 6 << 30
+"""Elements of all tensors that the network as a whole is shown, about at most, in all its steps:
+it bounds the time that networks on large images take."""
+
+CORRECTING = 16
+"""Batches of the whole network that correct its biases, at most: every layer takes a run."""
+
 HELD_OUT = 8
 """One sample in so many judges what the others taught."""
 
@@ -78,8 +85,14 @@ class Walk:
         """Learn all scales and biases together, on the outputs of the network."""
         learnables = self._learned.everything()
         schedule = self._fitting(self._whole, schedule)
+        seen = schedule.batch * self._elements(self._whole)
+        schedule = replace(schedule, steps=min(schedule.steps, max(1, SEEN // max(seen, 1))))
         lesson = Lesson(self._executor, self._network_as_block, learnables, schedule)
-        return self._teach(lesson, learnables, schedule, seed)
+        train, judges = self._train, self._judges
+        before = lesson.error(judges)  # blocks have corrected their biases on what comes before
+        after = lesson.learn(train, judges, seed, before)
+        after = lesson.correct(train[: CORRECTING * schedule.batch], judges, after)
+        return Progress(len(learnables.roundings), before, before, after)
 
     def judge(self) -> Verdict:
         """Go back to what was searched if all that was learned does not help the outputs.
@@ -142,11 +155,14 @@ class Walk:
 
     def _fitting(self, span: Span, schedule: Schedule) -> Schedule:
         """Return the schedule with as many samples a step as its elements allow."""
+        fits = max(1, schedule.elements // max(self._elements(span), 1))
+        return replace(schedule, batch=min(schedule.batch, fits, len(self._samples)))
+
+    def _elements(self, span: Span) -> int:
+        """Return how many elements all tensors of a block have for one sample."""
         steps = self._executor.program.steps[span.first : span.last + 1]
         sizes = self._network.passing.elements
-        elements = sum(sizes.get(name, 0) for step in steps for name in step.outputs)
-        fits = max(1, schedule.elements // max(elements, 1))
-        return replace(schedule, batch=min(schedule.batch, fits, len(self._samples)))
+        return sum(sizes.get(name, 0) for step in steps for name in step.outputs)
 
     def _block(self, span: Span, batch: int) -> Block:
         fixed, axes = self._network.passing.fixed, self._network.axes

@@ -153,6 +153,25 @@ def test_what_does_not_help_the_outputs_is_left_out(net, monkeypatch):
     assert grids.biases
 
 
+def test_the_whole_is_learned_in_fewer_steps_where_samples_are_large(net, monkeypatch):
+    from qhyvit_onnx.passes import _learner
+
+    taken, step = [], _learner.Lesson._step
+
+    def counted(lesson, optimizer, part, number):
+        taken.append(len(part))
+        step(lesson, optimizer, part, number)
+
+    monkeypatch.setattr(_learner.Lesson, "_step", counted)
+    compiled(net, learning=replace(BIASES, finish=7))
+    assert set(taken) == {8}
+    assert 1 < len(taken) <= 7  # held-out samples may end it sooner
+    taken.clear()
+    monkeypatch.setattr(_learner, "SEEN", 1)
+    compiled(net, learning=replace(BIASES, finish=7))
+    assert len(taken) == 1
+
+
 @pytest.mark.parametrize(
     ("reason", "count", "settings"),
     [
