@@ -4,5 +4,6 @@
 import os
 
 # Read when torch is loaded. By default its threads wait spinning: where another program takes a
-# core, the waiting thread burns the time its sibling needs, and learning takes 30 times as long.
+# core, the waiting thread burns the time its sibling needs. On two cores, beside a program that
+# kept one busy, the runs back of ``weigh`` had not ended after thirty times their usual time.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

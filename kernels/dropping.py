@@ -13,7 +13,7 @@ LEVELS = 256
 """Shares are counted in so many parts: one random byte an element decides."""
 
 
-def drawn(x: Tensor, share: float) -> Tensor:
+def random_mask(x: Tensor, share: float) -> Tensor:
     """Return a mask that is true for about ``share`` of the elements, in the shape of x."""
     words = torch.randint(-(1 << 63), (1 << 63) - 1, (x.numel() // 8 + 1,), device=x.device)
     picked = words.view(torch.uint8)[: x.numel()] < min(round(share * LEVELS), LEVELS - 1)

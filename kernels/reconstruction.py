@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qhyvit_onnx.kernels import dropping
 from qhyvit_onnx.kernels.block_runs import Block, drawn, parts, run
+from qhyvit_onnx.kernels.dropping import mixed, random_mask
 from qhyvit_onnx.kernels.executor import Executor, Hooks
 from qhyvit_onnx.kernels.rounding import BiasShift, LearnedScale, SoftRounding
 from qhyvit_onnx.kernels.sample_store import SampleStore
@@ -202,10 +202,7 @@ class Lesson:
             return rounded
         exact = drawn(self._block.floats, part)
         share = self._schedule.dropped
-        return {
-            name: dropping.mixed(x, exact[name], dropping.drawn(x, share))
-            for name, x in rounded.items()
-        }
+        return {name: mixed(x, exact[name], random_mask(x, share)) for name, x in rounded.items()}
 
     def _cost(self, feeds: Mapping[str, Tensor], part: Sequence[int]) -> Tensor:
         found = run(self._executor, feeds, self._block, self._learnables.hooks, len(part))

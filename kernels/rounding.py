@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qhyvit_onnx.grid import Grid, WeightGrid
-from qhyvit_onnx.kernels.dropping import drawn
+from qhyvit_onnx.kernels.dropping import random_mask
 from qhyvit_onnx.kernels.fake_quant import fake_quantize, round_through
 
 LOW, HIGH = -0.1, 1.1
@@ -93,7 +93,7 @@ class LearnedScale:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return ``x`` rounded, but for the dropped share."""
-        kept = drawn(x, self.dropped) if self.dropped else None
+        kept = random_mask(x, self.dropped) if self.dropped else None
         return fake_quantize(x, self.now(), self._grid.zero_point, 0, self._grid.top, kept=kept)
 
     def now(self) -> Tensor:

@@ -35,6 +35,8 @@ class Progress:
     after: float
     """Error of held-out samples at the outputs, relative to the signal: as searched, with
     corrected biases, and learned."""
+    steps: int
+    """Steps of descent, at most: fewer than asked for where samples are large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class Walk:
         before = lesson.error(judges)  # blocks have corrected their biases on what comes before
         after = lesson.learn(train, judges, seed, before)
         after = lesson.correct(train[: CORRECTING * schedule.batch], judges, after)
-        return Progress(len(learnables.roundings), before, before, after)
+        return Progress(len(learnables.roundings), before, before, after, schedule.steps)
 
     def judge(self) -> Verdict:
         """Go back to what was searched if all that was learned does not help the outputs.
@@ -128,7 +130,7 @@ class Walk:
         if schedule.steps:
             after = lesson.learn(train, judges, seed, corrected)
             after = lesson.correct(train, judges, after)
-        return Progress(len(learnables.roundings), before, corrected, after)
+        return Progress(len(learnables.roundings), before, corrected, after, schedule.steps)
 
     @property
     def _judges(self) -> list[int]:

@@ -127,7 +127,7 @@ def default_learning(state: State) -> Learning:
 def _whole(steps: int) -> "Schedule":
     """Return how the network is learned as a whole: scales and biases, many steps on few samples.
 
-    In the same time, few steps on many samples end farther from float.
+    Few samples a step are for time: what came out differed by no more than draws of samples do.
     """
     from qhyvit_onnx.kernels.reconstruction import Schedule  # noqa: PLC0415 - torch is optional
 
@@ -172,7 +172,10 @@ def _note(found: "Sequence[Progress]", learning: Learning, samples: int, verdict
     )
     told += f", held-out error {before:.2g} to {after:.2g}"
     if learning.finish:
-        told += f"; then together, {found[-1].before:.2g} to {found[-1].after:.2g}"
+        whole = found[-1]
+        told += (
+            f"; then together, at most {whole.steps} steps, {whole.before:.2g} to {whole.after:.2g}"
+        )
     at_end = f"{verdict.searched:.2g} to {verdict.learned:.2g}"
     told += f"; at the outputs {at_end}" if verdict.kept else f"; left out: {at_end} at the outputs"
     return told if learning.steps else f"biases: {told}"

@@ -168,8 +168,9 @@ def test_the_whole_is_learned_in_fewer_steps_where_samples_are_large(net, monkey
     assert 1 < len(taken) <= 7  # held-out samples may end it sooner
     taken.clear()
     monkeypatch.setattr(_learner, "SEEN", 1)
-    compiled(net, learning=replace(BIASES, finish=7))
+    _, said = compiled(net, learning=replace(BIASES, finish=7))
     assert len(taken) == 1
+    assert "together, at most 1 steps" in said.note
 
 
 @pytest.mark.parametrize(
