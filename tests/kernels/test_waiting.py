@@ -7,15 +7,26 @@ import sys
 
 import pytest
 
-SCRIPT = "import os, qhyvit_onnx.kernels; print(os.environ['OMP_WAIT_POLICY'])"
+SCRIPT = "import os, qhyvit_onnx.kernels; print(os.environ.get('GOMP_SPINCOUNT'))"
 
 
-@pytest.mark.parametrize(("given", "want"), [(None, "passive"), ("active", "active")])
-def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise(given, want):
-    environment = {name: text for name, text in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+@pytest.mark.parametrize(
+    ("given", "want"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "None"),
+    ],
+)
+def test_threads_soon_sleep_while_they_wait_unless_the_user_says_otherwise(given, want):
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: text for name, text in os.environ.items() if name not in ours}
     told = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", SCRIPT],
+        env=environment | given,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert told.stdout.strip() == want
 
