@@ -4,7 +4,7 @@
 import multiprocessing
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -110,16 +110,17 @@ class _Listener(Watcher):
 def _emitted(trial: Trial, case: Case) -> dict[str, Any]:
     """Compile, run the file in onnxruntime, and beside it the simulation on some samples."""
     start, listener = time.perf_counter(), _Listener()
-    compiled = compile_model(
-        case.model, case.drawn(trial.samples, trial.draw), _config(trial), watcher=listener
-    )
-    seconds, peak = time.perf_counter() - start, peak_megabytes()
+    calib = case.drawn(trial.samples, trial.draw)
+    compiled = compile_model(case.model, calib, _config(trial), watcher=listener)
+    seconds, peak = _costs(start)
     report = compiled.report
     session = Session(compiled.model, Options(arithmetic=Arithmetic(report.arithmetic)))
     both = compare(case, session, limit=SIMULATED)
     assert listener.simulation is not None
     apart = compare(case, listener.simulation, limit=SIMULATED)
-    return _row(compare(case, session), seconds, peak) | {
+    return _row(case, calib, session) | {
+        "seconds": seconds,
+        "peak_mb": peak,
         "form": "emitted",
         "int8 units": f"{report.int8_units}/{len(report.units)}",
         "simulation off by": _apart(apart, both),
@@ -127,11 +128,13 @@ def _emitted(trial: Trial, case: Case) -> dict[str, Any]:
 
 
 def _simulated(trial: Trial, case: Case) -> dict[str, Any]:
-    start = time.perf_counter()
-    simulation = simulate(case.model, case.drawn(trial.samples, trial.draw), _config(trial))
-    seconds, peak = time.perf_counter() - start, peak_megabytes()
+    start, calib = time.perf_counter(), case.drawn(trial.samples, trial.draw)
+    simulation = simulate(case.model, calib, _config(trial))
+    seconds, peak = _costs(start)
     facts = simulation.facts
-    return _row(compare(case, simulation), seconds, peak) | {
+    return _row(case, calib, simulation) | {
+        "seconds": seconds,
+        "peak_mb": peak,
         "form": "simulation" if facts.undeployable else "simulation, deployable",
         "int8 units": f"{facts.int8_units}/{facts.units}",
         "simulation off by": None,
@@ -139,18 +142,20 @@ def _simulated(trial: Trial, case: Case) -> dict[str, Any]:
 
 
 def _peer(trial: Trial, case: Case) -> dict[str, Any]:
-    start = time.perf_counter()
+    start, calib = time.perf_counter(), case.drawn(trial.samples, trial.draw)
     with tempfile.TemporaryDirectory() as folder:
         file = quantize_static(
             case.model,
-            case.drawn(trial.samples, trial.draw),
+            calib,
             Path(folder) / "static.onnx",
             method=PEERS[trial.recipe],
             weight_bits=int(trial.precision[1]),
         )
-        seconds, peak = time.perf_counter() - start, peak_megabytes()
+        seconds, peak = _costs(start)
         session = Session(file, Options(arithmetic=best_arithmetic(file)))
-        return _row(compare(case, session), seconds, peak) | {
+        return _row(case, calib, session) | {
+            "seconds": seconds,
+            "peak_mb": peak,
             "form": "emitted",
             "int8 units": "",
             "simulation off by": None,
@@ -170,14 +175,21 @@ def compare(case: Case, candidate: Runs, limit: int | None = None) -> Closeness:
     return comparison.result()
 
 
-def _row(item: Closeness, seconds: float, peak: float) -> dict[str, Any]:
+def _costs(start: float) -> tuple[float, int]:
+    """Return seconds since ``start``, and megabytes at the worst moment."""
+    return round(time.perf_counter() - start, 1), round(peak_megabytes())
+
+
+def _row(case: Case, calib: list[Feed], candidate: Runs) -> dict[str, Any]:
+    """Return how close ``candidate`` is on test samples, and on those it was calibrated with."""
+    item = compare(case, candidate)
+    own = compare(replace(case, evaluation=calib, labels=None), candidate)
     return {
         "float top-1": item.top1_float,
         "top-1": item.top1_int8,
         "agreement": item.agreement,
         "sqnr_db": item.sqnr_db,
-        "seconds": round(seconds, 1),
-        "peak_mb": round(peak),
+        "own_sqnr_db": own.sqnr_db,
     }
 
 
