@@ -111,7 +111,11 @@ class Reconstruct(Pass):
 
 
 def default_learning(state: State) -> Learning:
-    """Return how long is learned at the effort and precision of the compilation."""
+    """Return how long is learned at the effort and precision of the compilation.
+
+    On few samples the network is not learned as a whole: with 64, that fitted them, and gave 0.3 dB
+    less on other images than the same time spent on blocks (mean of four nets at 6 bits).
+    """
     config = state.config
     effort = effort_of(config)
     if effort is Effort.FAST:
@@ -120,7 +124,7 @@ def default_learning(state: State) -> Learning:
         return Learning(samples=256, steps=300, finish=500)
     least = Precision.parse(config.precision)
     if min(least.weights, least.activations) < 8:
-        return Learning(samples=64, steps=50, finish=300)
+        return Learning(samples=64, steps=150, finish=0)
     return Learning(samples=32, steps=0, finish=0)
 
 
