@@ -63,8 +63,9 @@ class GrowingHistogram:
         self._first = int(np.floor(low / self._width))
 
     def _covers(self, low: float, high: float) -> bool:
-        last = self._first + self.counts.size
-        return self._first * self._width <= low and high < last * self._width
+        # by the division that finds a value's bin: at an edge, a product can round the other way
+        first, last = np.floor(low / self._width), np.floor(high / self._width)
+        return bool(self._first <= first and last < self._first + self.counts.size)
 
     def _double(self) -> None:
         """Halve the resolution; put the freed bins evenly on both sides."""
