@@ -112,33 +112,37 @@ def _emitted(trial: Trial, case: Case) -> dict[str, Any]:
     start, listener = time.perf_counter(), _Listener()
     calib = case.drawn(trial.samples, trial.draw)
     compiled = compile_model(case.model, calib, _config(trial), watcher=listener)
-    seconds, peak = _costs(start)
+    costs = _costs(start)
     report = compiled.report
     session = Session(compiled.model, Options(arithmetic=Arithmetic(report.arithmetic)))
     both = compare(case, session, limit=SIMULATED)
     assert listener.simulation is not None
     apart = compare(case, listener.simulation, limit=SIMULATED)
-    return _row(case, calib, session) | {
-        "seconds": seconds,
-        "peak_mb": peak,
-        "form": "emitted",
-        "int8 units": f"{report.int8_units}/{len(report.units)}",
-        "simulation off by": _apart(apart, both),
-    }
+    return (
+        _row(case, calib, session)
+        | costs
+        | {
+            "form": "emitted",
+            "int8 units": f"{report.int8_units}/{len(report.units)}",
+            "simulation off by": _apart(apart, both),
+        }
+    )
 
 
 def _simulated(trial: Trial, case: Case) -> dict[str, Any]:
     start, calib = time.perf_counter(), case.drawn(trial.samples, trial.draw)
     simulation = simulate(case.model, calib, _config(trial))
-    seconds, peak = _costs(start)
+    costs = _costs(start)
     facts = simulation.facts
-    return _row(case, calib, simulation) | {
-        "seconds": seconds,
-        "peak_mb": peak,
-        "form": "simulation" if facts.undeployable else "simulation, deployable",
-        "int8 units": f"{facts.int8_units}/{facts.units}",
-        "simulation off by": None,
-    }
+    return (
+        _row(case, calib, simulation)
+        | costs
+        | {
+            "form": "simulation" if facts.undeployable else "simulation, deployable",
+            "int8 units": f"{facts.int8_units}/{facts.units}",
+            "simulation off by": None,
+        }
+    )
 
 
 def _peer(trial: Trial, case: Case) -> dict[str, Any]:
@@ -151,15 +155,17 @@ def _peer(trial: Trial, case: Case) -> dict[str, Any]:
             method=PEERS[trial.recipe],
             weight_bits=int(trial.precision[1]),
         )
-        seconds, peak = _costs(start)
+        costs = _costs(start)
         session = Session(file, Options(arithmetic=best_arithmetic(file)))
-        return _row(case, calib, session) | {
-            "seconds": seconds,
-            "peak_mb": peak,
-            "form": "emitted",
-            "int8 units": "",
-            "simulation off by": None,
-        }
+        return (
+            _row(case, calib, session)
+            | costs
+            | {
+                "form": "emitted",
+                "int8 units": "",
+                "simulation off by": None,
+            }
+        )
 
 
 def compare(case: Case, candidate: Runs, limit: int | None = None) -> Closeness:
@@ -175,9 +181,10 @@ def compare(case: Case, candidate: Runs, limit: int | None = None) -> Closeness:
     return comparison.result()
 
 
-def _costs(start: float) -> tuple[float, int]:
+def _costs(start: float) -> dict[str, Any]:
     """Return seconds since ``start``, and megabytes at the worst moment."""
-    return round(time.perf_counter() - start, 1), round(peak_megabytes())
+    seconds = time.perf_counter() - start
+    return {"seconds": round(seconds, 1), "peak_mb": round(peak_megabytes())}
 
 
 def _row(case: Case, calib: list[Feed], candidate: Runs) -> dict[str, Any]:
