@@ -19,6 +19,7 @@ from torch import Tensor
 from qhyvit_onnx.kernels.block_runs import Block, drawn, parts, run
 from qhyvit_onnx.kernels.dropping import mixed, random_mask
 from qhyvit_onnx.kernels.executor import Executor, Hooks
+from qhyvit_onnx.kernels.moments import Moments
 from qhyvit_onnx.kernels.rounding import BiasShift, LearnedScale, SoftRounding
 from qhyvit_onnx.kernels.sample_store import SampleStore
 
@@ -51,6 +52,9 @@ class Schedule:
 
 SMALL = 0.05
 """Change of a bias that counts as small, in standard deviations of what the layer writes."""
+
+UNHEARD = 1e-6
+"""Cost below which differences no longer count: 60 dB below the signal."""
 
 PATIENCE = 2
 """Checks without a better held-out error after which a block stops learning."""
@@ -112,19 +116,31 @@ class Lesson:
         self._learnables, self._schedule = learnables, schedule
 
     def error(self, samples: Sequence[int]) -> float:
-        """Return the cost of the block as it would be emitted, mean over ``samples``."""
+        """Return the cost of the block as it would be emitted, geometric mean over ``samples``.
+
+        Few samples judge, and in a plain mean the one with the largest error would decide alone.
+        """
+        return float(self.log_errors(samples).mean().exp())
+
+    def log_errors(self, samples: Sequence[int]) -> Tensor:
+        """Return the logarithm of the cost of every one of ``samples``, as it would be emitted.
+
+        Shapes:
+            result (samples,).
+        """
         self._learnables.settle(hard=True)
-        total = 0.0
         with torch.no_grad():
-            for part in parts(samples, self._schedule.batch):
-                total += float(self._cost(drawn(self._block.rounded, part), part)) * len(part)
-        return total / len(samples)
+            costs = [
+                self._costs(drawn(self._block.rounded, part), part)
+                for part in parts(samples, self._schedule.batch)
+            ]
+            return (torch.cat(costs) + UNHEARD).log()
 
     def correct(self, train: Sequence[int], held: Sequence[int], best: float) -> float:
         """Correct the biases in closed form, layer by layer; return the error on ``held``.
 
         Kept only where it is below ``best``. What is corrected is the mean of the whole error of a
-        layer's output, of its own rounding and of everything before it.
+        layer's output, of its own rounding and of everything before it, as far as it is not chance.
 
         Source:
             Nagel et al. (2019), "Data-free quantization through weight equalization and bias
@@ -140,7 +156,7 @@ class Lesson:
             kept = self._learnables.state()
             for name, at in self._learnables.sums.items():
                 got = self._moments((at,), self._block.rounded, self._learnables.hooks, train)
-                held_biases[name].correct(got[at].mean - wanted[at].mean)
+                held_biases[name].correct(got[at].drift(wanted[at]))
         found = self.error(held)
         if found < best:
             return found
@@ -176,7 +192,7 @@ class Lesson:
     def _step(self, optimizer: torch.optim.Optimizer, part: Sequence[int], step: int) -> None:
         self._learnables.settle(hard=not self._schedule.rounding_rate)
         self._learnables.drop(self._schedule.dropped)
-        loss = self._cost(self._mixed(part), part) + self._pull(step)
+        loss = self._costs(self._mixed(part), part).mean() + self._pull(step)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -204,12 +220,14 @@ class Lesson:
         share = self._schedule.dropped
         return {name: mixed(x, exact[name], random_mask(x, share)) for name, x in rounded.items()}
 
-    def _cost(self, feeds: Mapping[str, Tensor], part: Sequence[int]) -> Tensor:
+    def _costs(self, feeds: Mapping[str, Tensor], part: Sequence[int]) -> Tensor:
+        """Return what the errors of every sample cost, (samples,)."""
         found = run(self._executor, feeds, self._block, self._learnables.hooks, len(part))
-        total = torch.zeros(())
+        total = torch.zeros(len(part))
         for name, out in found.items():
             error = out - self._block.targets[name].pick(part).to(out.device)
-            total = total + (error.square() * self._block.costs[name]).mean()
+            weighted = error.square() * self._block.costs[name]
+            total = total.to(out.device) + weighted.reshape(len(part), -1).mean(1)
         return total
 
     def _pull(self, step: int) -> Tensor | float:
@@ -229,34 +247,16 @@ class Lesson:
         sources: Mapping[str, SampleStore],
         hooks: Hooks,
         samples: Sequence[int],
-    ) -> dict[Channels, "_Moments"]:
+    ) -> dict[Channels, Moments]:
         """Return what channels inside the block hold over ``samples``."""
         block = replace(self._block, outputs=tuple(at.tensor for at in written))
-        found: dict[Channels, list[tuple[Tensor, Tensor]]] = {at: [] for at in written}
-        size = self._schedule.batch if self._block.together else 1  # a vector has but one axis
-        for part in parts(samples, size):
+        pieces: dict[Channels, list[Tensor]] = {at: [] for at in written}
+        squares: dict[Channels, float] = dict.fromkeys(written, 0.0)
+        for part in parts(samples, self._schedule.batch):
             out = run(self._executor, drawn(sources, part), block, hooks, len(part))
-            for at, moments in found.items():
-                turned = out[at.tensor].movedim(at.axis, -1)
-                sums = turned.reshape(-1, turned.shape[-1])
-                weight = len(part) / len(samples)
-                moments.append((sums.mean(0) * weight, sums.square().mean() * weight))
-        return {
-            at: _Moments.of(sum(m for m, _ in moments), float(sum(s for _, s in moments)))
-            for at, moments in found.items()
-        }
-
-
-class _Moments(NamedTuple):
-    """What a tensor holds over many samples."""
-
-    mean: Tensor
-    """By channel."""
-    spread: float
-    """Standard deviation of all elements about zero mean channels."""
-
-    @classmethod
-    def of(cls, mean: Tensor | int, square: float) -> "_Moments":
-        """Return the moments from means and the mean square of all elements."""
-        assert isinstance(mean, Tensor)
-        return cls(mean, math.sqrt(max(square - float(mean.square().mean()), 0.0)))
+            for at in written:
+                for piece in out[at.tensor].tensor_split(len(part)):
+                    channels = piece.movedim(at.axis, -1)
+                    pieces[at].append(channels.reshape(-1, channels.shape[-1]).mean(0))
+                    squares[at] += float(piece.square().mean()) / len(samples)
+        return {at: Moments(torch.stack(pieces[at]), squares[at]) for at in written}

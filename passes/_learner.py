@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Walks the network block by block: each learns on what the quantized blocks before it give."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ it bounds the time that networks on large images take."""
 CORRECTING = 16
 """Batches of the whole network that correct its biases, at most: every layer takes a run."""
 
-HELD_OUT = 8
+HELD_OUT = 4
 """One sample in so many judges what the others taught."""
 
 
@@ -45,11 +46,17 @@ class Verdict:
 
     searched: float
     learned: float
+    doubt: float
+    """Standard error of the logarithm of their ratio."""
 
     @property
     def kept(self) -> bool:
-        """Whether what was learned is used."""
-        return self.learned < self.searched
+        """Whether what was learned is used: unless it is worse by more than chance.
+
+        Every block was found better on its own; a handful of samples that scatter is no reason to
+        throw that away.
+        """
+        return self.learned == self.searched or math.log(self.learned / self.searched) < self.doubt
 
 
 class Walk:
@@ -97,7 +104,7 @@ class Walk:
         return Progress(len(learnables.roundings), before, before, after, schedule.steps)
 
     def judge(self) -> Verdict:
-        """Go back to what was searched if all that was learned does not help the outputs.
+        """Go back to what was searched if all that was learned harms the outputs.
 
         Each block was judged by itself; errors that cancelled between blocks may do so no longer.
         """
@@ -105,12 +112,14 @@ class Walk:
         both = fresh.inside(self._whole), self._learned.everything()
         schedule = self._fitting(self._whole, self._schedule)
         searched, learned = (
-            Lesson(self._executor, self._network_as_block, item, schedule).error(self._judges)
+            Lesson(self._executor, self._network_as_block, item, schedule).log_errors(self._judges)
             for item in both
         )
-        if not learned < searched:
+        doubt = float((learned - searched).std()) / math.sqrt(len(self._judges))
+        verdict = Verdict(float(searched.mean().exp()), float(learned.mean().exp()), doubt)
+        if not verdict.kept:
             self._learned = fresh
-        return Verdict(searched, learned)
+        return verdict
 
     def grids(self) -> Grids:
         """Return the grids with everything learned so far."""

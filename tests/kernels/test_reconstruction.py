@@ -97,6 +97,13 @@ def test_an_error_from_before_the_layer_is_corrected_too(layer):
     assert lesson.correct(TRAIN, HELD, before) < 0.05 * before
 
 
+def test_the_error_is_the_geometric_mean_over_samples(layer):
+    lesson, _ = layer(bits=8, moved=0.3)
+    one_by_one = lesson.log_errors(HELD)
+    assert one_by_one.shape == (len(HELD),)
+    assert lesson.error(HELD) == pytest.approx(float(one_by_one.mean().exp()))
+
+
 def test_what_does_not_help_is_undone(layer):
     lesson, learnables = layer(shift=0.7)
     state = [item.clone() for item in learnables.state()]

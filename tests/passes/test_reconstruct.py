@@ -153,6 +153,21 @@ def test_what_does_not_help_the_outputs_is_left_out(net, monkeypatch):
     assert grids.biases
 
 
+@pytest.mark.parametrize(
+    ("searched", "learned", "doubt", "kept"),
+    [
+        (0.02, 0.01, 0.0, True),
+        (0.02, 0.02, 0.0, True),  # nothing was learned
+        (0.02, 0.022, 0.2, True),  # worse by a tenth, which chance explains
+        (0.02, 0.022, 0.05, False),
+    ],
+)
+def test_what_is_worse_by_chance_only_is_kept(searched, learned, doubt, kept):
+    from qhyvit_onnx.passes._learner import Verdict
+
+    assert Verdict(searched, learned, doubt).kept is kept
+
+
 def test_the_whole_is_learned_in_fewer_steps_where_samples_are_large(net, monkeypatch):
     from qhyvit_onnx.passes import _learner
 
