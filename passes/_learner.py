@@ -22,8 +22,8 @@ it bounds the time that networks on large images take."""
 CORRECTING = 16
 """Batches of the whole network that correct its biases, at most: every layer takes a run."""
 
-HELD_OUT = 4
-"""One sample in so many judges what the others taught."""
+HELD_OUT, JUDGES = 4, 32
+"""One sample in so many judges what the others taught; so many samples, about at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ class Walk:
         self._floats = self._inputs()
         self._rounded = dict(self._floats)
         count = len(samples)
-        self._held = list(range(0, count, HELD_OUT)) if count >= 2 * HELD_OUT else []
+        every = max(HELD_OUT, count // JUDGES)
+        self._held = list(range(0, count, every)) if count >= 2 * every else []
         self._train = [i for i in range(count) if i not in set(self._held)]
 
     def learn(self, spans: Sequence[Span], seed: int) -> Iterator[Progress]:
