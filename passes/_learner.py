@@ -26,6 +26,11 @@ HELD_OUT, JUDGES = 4, 32
 """One sample in so many judges what the others taught; so many samples, about at most."""
 
 
+def held_out(count: int) -> list[int]:
+    """Return which of ``count`` samples judge; none where there are too few to spare any."""
+    return list(range(0, count, max(HELD_OUT, count // JUDGES))) if count >= 2 * HELD_OUT else []
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """What came of one block, or of the whole network at the end."""
@@ -72,8 +77,7 @@ class Walk:
         self._floats = self._inputs()
         self._rounded = dict(self._floats)
         count = len(samples)
-        every = max(HELD_OUT, count // JUDGES)
-        self._held = list(range(0, count, every)) if count >= 2 * every else []
+        self._held = held_out(count)
         self._train = [i for i in range(count) if i not in set(self._held)]
 
     def learn(self, spans: Sequence[Span], seed: int) -> Iterator[Progress]:

@@ -28,13 +28,20 @@ def test_a_shift_that_stands_out_is_returned_nearly_whole():
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 0.3])
 def test_it_is_closer_to_the_truth_than_the_plain_mean(spread):
-    # whose error is 0.2: of drifts far larger than that neither loses much
     true = spread * np.random.default_rng(1).standard_normal(CHANNELS)
     got, wanted = drawn(true)
     plain = (got.means - wanted.means).mean(0).numpy()
     found = got.drift(wanted).numpy()
     assert np.square(found - true).mean() < np.square(plain - true).mean()
     assert np.all(np.abs(found) <= np.abs(plain))
+
+
+def test_where_nothing_is_chance_it_is_hardly_worse():
+    true = np.random.default_rng(1).standard_normal(CHANNELS)  # the plain mean errs by 0.2
+    got, wanted = drawn(true)
+    plain = (got.means - wanted.means).mean(0).numpy()
+    found = got.drift(wanted).numpy()
+    assert np.square(found - true).mean() < 1.2 * np.square(plain - true).mean()
 
 
 @pytest.mark.parametrize("means", [[[1.0, 2.0]], [[1.0, 2.0], [1.0, 2.0]]])

@@ -154,6 +154,16 @@ def test_what_does_not_help_the_outputs_is_left_out(net, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("count", "judges"), [(7, 0), (8, 2), (32, 8), (64, 16), (128, 32), (256, 32)]
+)
+def test_enough_samples_judge_and_most_teach(count, judges):
+    from qhyvit_onnx.passes._learner import held_out
+
+    assert len(held_out(count)) == judges
+    assert set(held_out(count)) < set(range(count))
+
+
+@pytest.mark.parametrize(
     ("searched", "learned", "doubt", "kept"),
     [
         (0.02, 0.01, 0.0, True),
