@@ -41,6 +41,7 @@ class Trial:
     target: str
     samples: int
     draw: int
+    views: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def _emitted(trial: Trial, case: Case) -> dict[str, Any]:
     assert listener.simulation is not None
     apart = compare(case, listener.simulation, limit=SIMULATED)
     return (
-        _row(case, calib, session)
+        _row(trial, case, calib, session)
         | costs
         | {
             "form": "emitted",
@@ -135,7 +136,7 @@ def _simulated(trial: Trial, case: Case) -> dict[str, Any]:
     costs = _costs(start)
     facts = simulation.facts
     return (
-        _row(case, calib, simulation)
+        _row(trial, case, calib, simulation)
         | costs
         | {
             "form": "simulation" if facts.undeployable else "simulation, deployable",
@@ -158,7 +159,7 @@ def _peer(trial: Trial, case: Case) -> dict[str, Any]:
         costs = _costs(start)
         session = Session(file, Options(arithmetic=best_arithmetic(file)))
         return (
-            _row(case, calib, session)
+            _row(trial, case, calib, session)
             | costs
             | {
                 "form": "emitted",
@@ -168,10 +169,12 @@ def _peer(trial: Trial, case: Case) -> dict[str, Any]:
         )
 
 
-def compare(case: Case, candidate: Runs, limit: int | None = None) -> Closeness:
+def compare(
+    case: Case, candidate: Runs, limit: int | None = None, views: int | None = None
+) -> Closeness:
     """Return how close ``candidate`` is to the float model on test samples, at most ``limit``."""
     reference, comparison, taken = Session(case.model), Comparison(), 0
-    for feed, labels in case.batches(BATCH):
+    for feed, labels in case.batches(BATCH) if views is None else case.views(views, BATCH):
         want, got = reference.run(feed), candidate.run(feed)
         name = reference.outputs[0]
         comparison.add(want[name], got[name], labels)
@@ -187,9 +190,11 @@ def _costs(start: float) -> dict[str, Any]:
     return {"seconds": round(seconds, 1), "peak_mb": round(peak_megabytes())}
 
 
-def _row(case: Case, calib: list[Feed], candidate: Runs) -> dict[str, Any]:
+def _row(trial: Trial, case: Case, calib: list[Feed], candidate: Runs) -> dict[str, Any]:
     """Return how close ``candidate`` is on test samples, and on those it was calibrated with."""
     item = compare(case, candidate)
+    looked = trial.views > 1 and case.labels is not None
+    more = compare(case, candidate, views=trial.views) if looked else item
     own = compare(replace(case, evaluation=calib, labels=None), candidate)
     return {
         "float top-1": item.top1_float,
@@ -197,6 +202,8 @@ def _row(case: Case, calib: list[Feed], candidate: Runs) -> dict[str, Any]:
         "agreement": item.agreement,
         "sqnr_db": item.sqnr_db,
         "own_sqnr_db": own.sqnr_db,
+        "float top-1 of views": more.top1_float,
+        "top-1 of views": more.top1_int8,
     }
 
 
