@@ -20,7 +20,8 @@ SEEN = 6 << 30
 it bounds the time that networks on large images take."""
 
 CORRECTING = 16
-"""Batches of the whole network that correct its biases, at most: every layer takes a run."""
+"""Batches that correct the biases of a block, at most: every layer takes a run. Where maps are large
+a batch is small, and a few images tell the mean of a channel."""
 
 HELD_OUT, JUDGES = 4, 32
 """One sample in so many judges what the others taught; so many samples, about at most."""
@@ -145,11 +146,12 @@ class Walk:
     ) -> Progress:
         """Correct the biases, learn, correct again: each step is kept where it helps."""
         train, judges = self._train, self._judges
+        some = train[: CORRECTING * schedule.batch]
         before = lesson.error(judges)
-        corrected = after = lesson.correct(train, judges, before)
+        corrected = after = lesson.correct(some, judges, before)
         if schedule.steps:
             after = lesson.learn(train, judges, seed, corrected)
-            after = lesson.correct(train, judges, after)
+            after = lesson.correct(some, judges, after)
         return Progress(len(learnables.roundings), before, corrected, after, schedule.steps)
 
     @property

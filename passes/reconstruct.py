@@ -113,8 +113,10 @@ class Reconstruct(Pass):
 def default_learning(state: State) -> Learning:
     """Return how long is learned at the effort and precision of the compilation.
 
-    Below effort max the network is not learned as a whole: on 64 samples that gave no better SQNR
-    on other images (five nets at 6 bits), and took longer.
+    At 8 bits a few steps suffice: they raise the SQNR of five nets by up to 1 dB on other images, 100
+    hardly more, and let a text recogniser err a third less often. Below effort max the network is
+    not learned as a whole: on 64 samples that gave no better SQNR on other images (the same nets at
+    6 bits), and took longer.
     """
     config = state.config
     effort = effort_of(config)
@@ -125,7 +127,7 @@ def default_learning(state: State) -> Learning:
     least = Precision.parse(config.precision)
     if min(least.weights, least.activations) < 8:
         return Learning(samples=64, steps=150, finish=0)
-    return Learning(samples=32, steps=0, finish=0)
+    return Learning(samples=48, steps=24, finish=0)
 
 
 def _whole(steps: int) -> "Schedule":

@@ -115,11 +115,11 @@ DEVICES = ("auto", "cpu", "cuda")
 class Guard:
     """When a unit stays float because the output is measured to depend on it."""
 
-    max_noise: float = 0.01
-    """Output error allowed, as a fraction of the output's energy (0.01 is 20 dB): above it the
+    max_noise: float = 0.003
+    """Output error allowed, as a fraction of the output's energy (0.003 is 25 dB): above it the
     units that make most of it are left float, worst first."""
 
-    max_share: float = 0.1
+    max_share: float = 0.2
     """At most this fraction of the int8 units may be left float by the guard."""
 
     samples: int = 4

@@ -12,7 +12,10 @@ class Kind(StrEnum):
     POINTWISE = "pointwise conv"
     """1x1 convolution."""
     DEPTHWISE = "depthwise conv"
-    """One filter per channel."""
+    """One filter per channel, and as many channels out as in."""
+    GROUPED = "grouped conv"
+    """Any other convolution in groups; one that widens depthwise is one too: no kernel is its own.
+    """
     STEM = "stem conv"
     """Convolution of at most four input channels: too little work for integer kernels."""
     GEMM = "gemm"
@@ -32,7 +35,9 @@ class Kind(StrEnum):
     POOL = "average pool"
 
 
-LAYERS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM, Kind.GEMM, Kind.MATMUL})
-"""Kinds with a constant weight."""
+CONVOLUTIONS = frozenset({
+    Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.GROUPED, Kind.STEM,
+})  # fmt: skip
 
-CONVOLUTIONS = frozenset({Kind.CONV, Kind.POINTWISE, Kind.DEPTHWISE, Kind.STEM})
+LAYERS = CONVOLUTIONS | {Kind.GEMM, Kind.MATMUL}
+"""Kinds with a constant weight."""

@@ -56,6 +56,8 @@ class Target:
 
 _NEVER_STEM = Row(Rule.NEVER, reason="3-channel stem: slower in int8 than in float")
 
+_GROUPED = "grouped convolution of few channels each: slower in int8 than in float"
+
 _NEVER_SOFTMAX = Row(Rule.NEVER, reason="Softmax is faster in float")
 _NEVER_SIGMOID = Row(Rule.NEVER, reason="a gate is small: its Sigmoid is no faster in int8")
 _LEAKY_RELU = Row(Rule.BETWEEN, reason="LeakyRelu pays in int8 only between int8 layers")
@@ -64,6 +66,7 @@ _ARM = {
     Kind.CONV: Row(Rule.ALWAYS),
     Kind.POINTWISE: Row(Rule.ALWAYS),
     Kind.DEPTHWISE: Row(Rule.ALWAYS),
+    Kind.GROUPED: Row(Rule.ALWAYS, min_reuse=60.0, reason=_GROUPED),
     Kind.STEM: _NEVER_STEM,
     Kind.GEMM: Row(Rule.ALWAYS),
     Kind.MATMUL: Row(Rule.ALWAYS),
@@ -86,6 +89,7 @@ _X64 = {
     Kind.CONV: Row(Rule.ALWAYS, _REUSE),
     Kind.POINTWISE: Row(Rule.ALWAYS, _REUSE),
     Kind.DEPTHWISE: Row(Rule.BETWEEN, reason="depthwise pays in int8 only between int8 layers"),
+    Kind.GROUPED: Row(Rule.NEVER, reason=_GROUPED),
     Kind.STEM: _NEVER_STEM,
     Kind.GEMM: Row(Rule.ALWAYS, _REUSE),
     Kind.MATMUL: Row(Rule.ALWAYS, _REUSE),

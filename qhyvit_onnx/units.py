@@ -132,9 +132,9 @@ def _conv(graph: Graph, node: Node) -> Unit | None:
 
 def _conv_kind(node: Node, weight: Tensor) -> Kind:
     group, per_group = node.attrs.get("group", 1), weight.shape[1]
-    if group > 1 and per_group == 1:
-        return Kind.DEPTHWISE
-    if group == 1 and per_group <= 4:
+    if group > 1:
+        return Kind.DEPTHWISE if per_group == 1 and weight.shape[0] == group else Kind.GROUPED
+    if per_group <= 4:
         return Kind.STEM
     return Kind.POINTWISE if prod(weight.shape[2:]) == 1 else Kind.CONV
 

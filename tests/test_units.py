@@ -11,6 +11,7 @@ WEIGHTS = {
     "w": (8, 8, 3, 3),
     "point": (8, 8, 1, 1),
     "depth": (8, 1, 3, 3),
+    "widened": (16, 1, 3, 3),
     "grouped": (8, 4, 3, 3),
     "stem": (8, 3, 3, 3),
     "square": (8, 8),
@@ -58,7 +59,8 @@ def _reads(body, name):
     [
         ("y = Conv (x, w)", Kind.CONV),
         ("y = Conv (x, w, b)", Kind.CONV),
-        ("y = Conv <group = 2> (x, grouped)", Kind.CONV),
+        ("y = Conv <group = 2> (x, grouped)", Kind.GROUPED),
+        ("y = Conv <group = 8> (x, widened)", Kind.GROUPED),
         ("y = Conv (x, point)", Kind.POINTWISE),
         ("y = Conv <group = 8> (x, depth)", Kind.DEPTHWISE),
         ("y = Conv (image, stem)", Kind.STEM),

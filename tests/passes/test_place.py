@@ -181,7 +181,7 @@ def test_small_layers_do_not_pay_for_conversion(place, target, channels, int8):
         ("[n] y = MatMul (x, w)", (40, 40), (2, 6, 40), 20),
         ("[n] y = Gemm (x, w)", (40, 40), (6, 40), 20),
         ("[n] y = Gemm <transB = 1> (x, w)", (80, 20), (6, 20), 16),
-        ("[n] y = Conv <group = 4, kernel_shape = [3, 3]> (x, w)", (8, 2, 3, 3), (1, 8, 3, 3), 1.8),
+        ("[n] y = Conv <kernel_shape = [3, 3]> (x, w)", (8, 8, 3, 3), (1, 8, 3, 3), 7.2),
         ("[n] y = Conv <strides = [2, 2]> (x, w)", (16, 16, 1, 1), (1, 16, 2, 2), 3.2),
     ],
 )
@@ -189,6 +189,16 @@ def test_reuse_is_multiply_adds_per_element(place, body, weight, shape, reuse):
     out = ", ".join("abcd"[: len(shape)])
     placement, _, _ = place(body, {"w": weight}, VNNI, shape=shape, out=out)
     assert placement.reasons["n"].split()[0] == f"{reuse:.0f}"
+
+
+@pytest.mark.parametrize(
+    ("group", "weight", "int8"),
+    [(4, (64, 16, 3, 3), True), (8, (64, 8, 3, 3), False), (64, (128, 1, 3, 3), False)],
+)
+def test_groups_of_few_channels_stay_float(place, group, weight, int8):
+    body = f"[n] y = Conv <group = {group}, kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w)"
+    kinds = {target.name: place(body, {"w": weight}, target)[0].int8 for target in (ARM, VNNI)}
+    assert kinds == {"arm64": ("n",) if int8 else (), "x64-vnni": ()}
 
 
 @every_target
