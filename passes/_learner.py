@@ -20,8 +20,8 @@ SEEN = 6 << 30
 it bounds the time that networks on large images take."""
 
 CORRECTING = 16
-"""Batches that correct the biases of a block, at most: every layer takes a run. Where maps are large
-a batch is small, and a few images tell the mean of a channel."""
+"""Batches that correct the biases of a block, at most: every layer takes a run. Batches are small
+where maps are large, and there a few images tell the mean of a channel."""
 
 HELD_OUT, JUDGES = 4, 32
 """One sample in so many judges what the others taught; so many samples, about at most."""
@@ -54,19 +54,15 @@ class Verdict:
     learned: float
     doubt: float
     """Standard error of the logarithm of their ratio."""
-    steps: int
-    """Of descent, at most; with none, only biases were corrected."""
 
     @property
     def kept(self) -> bool:
-        """Whether what was learned is used.
+        """Whether what was learned is used: unless it is worse by more than chance.
 
-        By descent every block came closer to float by far; a handful of samples that scatter is no
-        reason to throw that away, unless the whole is worse by more than chance. Corrected biases
-        alone change little: they are used where the whole is better by more than chance.
+        Every block was found better on its own; a handful of samples that scatter is no reason to
+        throw that away.
         """
-        allowed = self.doubt if self.steps else -self.doubt
-        return math.log(self.learned / self.searched) <= allowed
+        return math.log(self.learned / self.searched) <= self.doubt
 
 
 class Walk:
@@ -77,7 +73,7 @@ class Walk:
     ) -> None:
         """Stand at the inputs."""
         self._network, self._schedule, self._memory = network, schedule, memory
-        self._samples, self._steps = samples, schedule.steps
+        self._samples = samples
         self._learned = Learned(network)
         self._floats = self._inputs()
         self._rounded = dict(self._floats)
@@ -106,7 +102,6 @@ class Walk:
         schedule = self._fitting(self._whole, schedule)
         seen = schedule.batch * self._elements(self._whole)
         schedule = replace(schedule, steps=min(schedule.steps, max(1, SEEN // max(seen, 1))))
-        self._steps += schedule.steps
         lesson = Lesson(self._executor, self._network_as_block, learnables, schedule)
         train, judges = self._train, self._judges
         before = lesson.error(judges)  # blocks have corrected their biases on what comes before
@@ -127,8 +122,7 @@ class Walk:
             for item in both
         )
         doubt = float((learned - searched).std()) / math.sqrt(len(self._judges))
-        before, after = (float(item.mean().exp()) for item in (searched, learned))
-        verdict = Verdict(before, after, doubt, self._steps)
+        verdict = Verdict(float(searched.mean().exp()), float(learned.mean().exp()), doubt)
         if not verdict.kept:
             self._learned = fresh
         return verdict

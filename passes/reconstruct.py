@@ -113,10 +113,10 @@ class Reconstruct(Pass):
 def default_learning(state: State) -> Learning:
     """Return how long is learned at the effort and precision of the compilation.
 
-    At 8 bits a few steps suffice: they raise the SQNR of five nets by up to 1 dB on other images, 100
-    hardly more, and let a text recogniser err a third less often. Below effort max the network is
-    not learned as a whole: on 64 samples that gave no better SQNR on other images (the same nets at
-    6 bits), and took longer.
+    At 8 bits a few steps suffice: they raise the SQNR of five nets by up to 1 dB on other images,
+    100 hardly more, and let a text recogniser err a third less often. Below effort max the network
+    is not learned as a whole: on 64 samples that gave no better SQNR on other images (the same nets
+    at 6 bits), and took longer.
     """
     config = state.config
     effort = effort_of(config)

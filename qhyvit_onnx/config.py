@@ -66,9 +66,9 @@ class Effort(StrEnum):
     FAST = "fast"
     """Closed forms on statistics: no gradients, no torch."""
     DEFAULT = "default"
-    """Errors weighted by what the output suffers from them; learned rounding below 8 bits."""
+    """Errors weighted by what the output suffers from them; rounding learned for a few steps."""
     MAX = "max"
-    """Learned rounding at any precision, and for longer."""
+    """Learned for longer, and at last on the network as a whole."""
 
     def __repr__(self) -> str:
         """Return the name in the source, so that a pass prints as the call that rebuilds it."""

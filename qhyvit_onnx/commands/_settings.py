@@ -50,7 +50,7 @@ OPTIONS: Sequence[Callable[[Command], Command]] = (
         "--effort",
         type=click.Choice([effort.value for effort in Effort]),
         help="fast: closed forms, no torch; default: errors weighted by what the output suffers, "
-        "rounding learned below 8 bits; max: rounding learned at any precision, for longer. "
+        "rounding learned, briefly at 8 bits; max: learned for longer, on more samples. "
         "Without it: default where torch is installed, else fast.",
     ),
     click.option(
