@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qhyvit_onnx.config import CompileConfig, Effort, Guard, Verification
 from qhyvit_onnx.errors import ModelError
 from qhyvit_onnx.metrics import Closeness, Comparison
 from qhyvit_onnx.runtime import Arithmetic, Options, Session
@@ -36,6 +37,19 @@ def closeness(
         want, got = reference.run(feed), candidate.run(feed)
         comparison.add(want[reference.outputs[0]], got[candidate.outputs[0]])
     return comparison.result()
+
+
+def speed_only(target: str) -> CompileConfig:
+    """Return how models of random weights are compiled: without the guard of their accuracy.
+
+    They are chaotic: the guard would leave float what is quiet in any trained net.
+    """
+    return CompileConfig(
+        target=target,
+        effort=Effort.FAST,
+        guard=Guard(samples=0),
+        verification=Verification(rounds=0, replay=0, samples=1),
+    )
 
 
 def best_arithmetic(model: Path) -> Arithmetic:
