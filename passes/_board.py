@@ -76,9 +76,7 @@ class Board:
         if reason := limit_of(unit, stats):
             return reason
         if row.min_reuse and (reuse := _reuse(unit, stats)) < row.min_reuse:
-            return (
-                f"{reuse:.0f} multiply-adds per element: conversion would cost more than int8 saves"
-            )
+            return f"{reuse:.0f} multiply-adds per element: {row.too_little}"
         return ""
 
     def _rule(self, unit: Unit) -> Rule:
