@@ -59,7 +59,7 @@ class Target:
 _NEVER_STEM = Row(Rule.NEVER, reason="3-channel stem: slower in int8 than in float")
 
 _FEW_IN_GROUPS = 60.0
-"""ARM: a grouped convolution runs group by group; with fewer multiply-adds per element it takes
+"""A grouped convolution runs group by group; with fewer multiply-adds per element it takes
 more instructions in int8 than in float. On an emulated A76: 0.7 times as many at 72, 1.4 times at
 36, and over 11 times at 6, a depthwise convolution that widens."""
 
@@ -94,7 +94,7 @@ _X64 = {
     Kind.CONV: Row(Rule.ALWAYS, _REUSE),
     Kind.POINTWISE: Row(Rule.ALWAYS, _REUSE),
     Kind.DEPTHWISE: Row(Rule.BETWEEN, reason="depthwise pays in int8 only between int8 layers"),
-    Kind.GROUPED: Row(Rule.NEVER, reason="grouped convolution is slower in int8 than in float"),
+    Kind.GROUPED: Row(Rule.ALWAYS, _FEW_IN_GROUPS, too_little="slow in int8, group by group"),
     Kind.STEM: _NEVER_STEM,
     Kind.GEMM: Row(Rule.ALWAYS, _REUSE),
     Kind.MATMUL: Row(Rule.ALWAYS, _REUSE),

@@ -197,8 +197,10 @@ def test_reuse_is_multiply_adds_per_element(place, body, weight, shape, reuse):
 )
 def test_groups_of_few_channels_stay_float(place, group, weight, int8):
     body = f"[n] y = Conv <group = {group}, kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w)"
-    kinds = {target.name: place(body, {"w": weight}, target)[0].int8 for target in (ARM, VNNI)}
-    assert kinds == {"arm64": ("n",) if int8 else (), "x64-vnni": ()}
+    for target in (ARM, VNNI):
+        placement, _, _ = place(body, {"w": weight}, target)
+        assert ("n" in placement.int8) is int8
+        assert int8 or placement.reasons["n"].endswith("slow in int8, group by group")
 
 
 @every_target
