@@ -61,7 +61,8 @@ _NEVER_STEM = Row(Rule.NEVER, reason="3-channel stem: slower in int8 than in flo
 _FEW_IN_GROUPS = 60.0
 """A grouped convolution runs group by group; with fewer multiply-adds per element it takes
 more instructions in int8 than in float. On an emulated A76: 0.7 times as many at 72, 1.4 times at
-36, and over 11 times at 6, a depthwise convolution that widens."""
+36, and over 11 times at 6, a depthwise convolution that widens. x86 takes the same bound, which
+was not measured there."""
 
 _NEVER_SOFTMAX = Row(Rule.NEVER, reason="Softmax is faster in float")
 _NEVER_SIGMOID = Row(Rule.NEVER, reason="a gate is small: its Sigmoid is no faster in int8")

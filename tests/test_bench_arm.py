@@ -54,7 +54,28 @@ def test_equal_outputs_are_called_so(arm):
     assert arm.difference(here, {"y": np.float32([1.5, -4.0])}) == "1.2e-01"
 
 
-def test_the_set_up_names_what_is_missing(tmp_path, monkeypatch):
+def test_the_set_up_clears_no_folder_that_is_not_its_own(tmp_path):
+    import shutil
+    import subprocess
+
+    tools, mine = tmp_path / "bin", tmp_path / "mine"
+    tools.mkdir()
+    mine.mkdir()
+    (mine / "letter.txt").write_text("keep me")
+    for name in ("bash", "dirname", "realpath", "ls"):
+        (tools / name).symlink_to(shutil.which(name))
+    for name in ("qemu-aarch64", "gcc", "apt-get", "dpkg-deb"):
+        (tools / name).symlink_to(shutil.which("true"))
+    done = subprocess.run(
+        [shutil.which("bash"), TOOLS / "arm" / "setup.sh", mine],
+        env={"PATH": str(tools)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == f"{mine} is not empty and not an emulator: name another folder\n"
+    assert (mine / "letter.txt").read_text() == "keep me"
+
+
+def test_the_set_up_names_what_is_missing(tmp_path):
     import shutil
     import subprocess
 

@@ -18,6 +18,11 @@ for tool in qemu-aarch64 gcc apt-get dpkg-deb; do
     }
 done
 [ -e "$dest/ready" ] && exit 0
+# Only what an earlier, broken-off run has left is cleared.
+if [ -n "$(ls -A "$dest" 2>/dev/null)" ] && [ ! -e "$dest/apt/status" ]; then
+    echo "$dest is not empty and not an emulator: name another folder" >&2
+    exit 1
+fi
 rm -rf "$dest"
 mkdir -p "$dest"/apt/{state/lists/partial,cache/archives/partial} "$dest"/{root/opt/site,wheels}
 
@@ -69,8 +74,8 @@ exec qemu-aarch64 -cpu "\$model" \${COUNT:+-plugin "\$here/count.so"} -L "\$pref
     "\$prefix/usr/bin/python$version" "\$@"
 RUN
 chmod +x "$dest/python"
-rm -r "$dest/apt" "$dest/wheels"
 for cpu in a53 a76 i8mm; do
     "$dest/python" "$cpu" -c "import onnxruntime; print('$cpu: onnxruntime', onnxruntime.__version__)"
 done
 touch "$dest/ready"
+rm -r "$dest/apt" "$dest/wheels"
