@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, str] = {
     "compile": "Quantize a float model to int8; write it and its report.",
     "inspect": "Show what is in a model, and what will be int8.",
     "eval": "Compare a float and a quantized model on data.",
+    "profile": "Measure what layers cost on this machine, for compile --target.",
     "passes": "List what compile does, in order.",
     "version": "Show the versions of this tool and of what it runs on.",
 }

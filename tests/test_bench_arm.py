@@ -19,7 +19,16 @@ def arm(monkeypatch):
     monkeypatch.delitem(sys.modules, "bench_arm", raising=False)
 
 
-def test_a_run_is_what_lies_between_its_marks(arm):
+@pytest.fixture
+def emulated(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import _emulated
+
+    yield _emulated
+    monkeypatch.delitem(sys.modules, "_emulated", raising=False)
+
+
+def test_a_run_is_what_lies_between_its_marks(emulated):
     lines = [
         "MODEL float",
         "COUNT 100",
@@ -29,12 +38,12 @@ def test_a_run_is_what_lies_between_its_marks(arm):
         "COUNT 400",
         "COUNT 500",
     ]
-    assert arm.instructions(lines) == {"float": 250, "ours": 100}
+    assert emulated.instructions(lines) == {"float": 250, "ours": 100}
 
 
-def test_a_run_that_was_cut_short_is_an_error(arm):
+def test_a_run_that_was_cut_short_is_an_error(emulated):
     with pytest.raises(ValueError, match="not enough values"):
-        arm.instructions(["MODEL float", "COUNT 100"])
+        emulated.instructions(["MODEL float", "COUNT 100"])
 
 
 def test_means_are_geometric_and_by_core(arm):

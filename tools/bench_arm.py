@@ -5,7 +5,8 @@ usage: python tools/bench_arm.py MODEL.onnx=DATA.npz ... [--cpus a53 a76 i8mm] [
     [--emulator out/arm]
 
 Cores: a53 has no dot product (nor has A72), a76 has it (Raspberry Pi 5), i8mm also multiplies
-matrices. Beside ours: onnxruntime's own ``quantize_static``. The accuracy guard is off.
+matrices. Ours is compiled for each by its own target. Beside ours: onnxruntime's own
+``quantize_static``. The accuracy guard is off.
 
 What runs is the stock aarch64 wheel of onnxruntime, one thread, under qemu-user;
 ``tools/arm/setup.sh`` puts it into the folder of ``--emulator`` once, and says which Debian
@@ -18,31 +19,25 @@ over the largest value (QLinearAdd rounds in another way on ARM).
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
 from math import exp, log
 from pathlib import Path
 
 import numpy as np
 import onnx
 from _bench import Feed, Rows, npz_feeds, quantize_static, speed_only, table
+from _emulated import count, set_up
 
 from qhyvit_onnx.compiler import compile_model
 from qhyvit_onnx.runtime import Arithmetic, Options, Session
 
-HERE = Path(__file__).parent / "arm"
-CPUS = ("a53", "a76", "i8mm")
+TARGETS = {"a53": "arm64-base", "a76": "arm64", "i8mm": "arm64-i8mm"}
 
 
 def main() -> None:
     """Measure, print a table with geometric means, keep the figures as JSON."""
     args = parser().parse_args()
-    setup = [HERE / "setup.sh", args.emulator, Path(sys.executable).with_name("pip")]
-    if subprocess.run(setup, stdout=subprocess.DEVNULL, check=False).returncode:
-        raise SystemExit("the emulator could not be set up; see above")
+    set_up(args.emulator)
     rows: Rows = []
     for pair in args.pairs:
         model, data = (Path(part) for part in pair.split("="))
@@ -59,8 +54,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("pairs", nargs="+", metavar="MODEL=DATA")
-    parser.add_argument("--cpus", nargs="+", choices=CPUS, default=list(CPUS))
-    parser.add_argument("--target", default="arm64")
+    parser.add_argument("--cpus", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--samples", type=int, default=16, help="calibration samples")
     parser.add_argument("--emulator", type=Path, default=Path("out/arm"))
     parser.add_argument("--json", type=Path)
@@ -68,20 +62,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(model: Path, feeds: list[Feed], args: argparse.Namespace) -> Rows:
-    """Compile one model both ways; count all three on every core."""
-    config = speed_only(args.target)
-    compiled = compile_model(model, feeds, config)
+    """Compile one model both ways, ours for every core; count all three on every core."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         onnx.save(onnx.load(model), folder / "float.onnx")
-        onnx.save(compiled.model, folder / "ours.onnx")
         with tempfile.TemporaryDirectory() as other:
             static = quantize_static(model, feeds, Path(other) / "static.onnx")
             static.rename(folder / "static.onnx")
         np.savez(folder / "feeds.npz", **feeds[0])
-        here = Session(compiled.model, Options(arithmetic=Arithmetic.EXACT)).run(feeds[0])
         rows: Rows = []
         for cpu in args.cpus:
+            compiled = compile_model(model, feeds, speed_only(TARGETS[cpu])).model
+            onnx.save(compiled, folder / "ours.onnx")
+            here = Session(compiled, Options(arithmetic=Arithmetic.EXACT)).run(feeds[0])
             counts = count(args.emulator, cpu, folder)
             with np.load(folder / "ours.npz") as there:
                 apart = difference(here, dict(there))
@@ -94,29 +87,6 @@ def measure(model: Path, feeds: list[Feed], args: argparse.Namespace) -> Rows:
                 "output": apart,
             })  # fmt: skip
     return rows
-
-
-def count(emulator: Path, cpu: str, folder: Path) -> dict[str, int]:
-    """Return instructions of one run of every model in ``folder``, by its name."""
-    done = subprocess.run(
-        [emulator / "python", cpu, HERE / "guest.py", folder],
-        env={**os.environ, "COUNT": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"the emulated run failed on {cpu}:\n{done.stderr[-2000:]}")
-    return instructions(done.stderr.splitlines())
-
-
-def instructions(lines: Sequence[str]) -> dict[str, int]:
-    """Return the difference of the two counters printed after each ``MODEL``, by its name."""
-    found: dict[str, list[int]] = {}
-    for line in lines:
-        word, _, rest = line.partition(" ")
-        if word == "MODEL":
-            marks = found.setdefault(rest, [])
-        elif word == "COUNT":
-            marks.append(int(rest))
-    return {name: last - first for name, (first, last) in found.items()}
 
 
 def difference(here: Feed, there: Feed) -> str:

@@ -3,7 +3,7 @@
  * Plugin of qemu-user that counts the guest's instructions. Whenever the guest calls
  * getpgid(0x5eed00), which fails and does nothing else, it prints "COUNT n" to stderr.
  *
- *     gcc -O2 -shared -fPIC -o count.so count.c
+ *     gcc -O2 -shared -fPIC -o count.so count.c        (for a guest of x86-64: -DGETPGID=121)
  *
  * The declarations are those of qemu-plugin.h, version 1, which Debian does not package.
  */
@@ -12,7 +12,9 @@
 #include <stdio.h>
 
 #define EXPORT __attribute__((visibility("default")))
-#define GETPGID 155 /* aarch64's number of the call */
+#ifndef GETPGID
+#define GETPGID 155 /* aarch64's number of the call; x86-64's is 121 */
+#endif
 #define MARK 0x5eed00
 
 struct qemu_plugin_tb;
