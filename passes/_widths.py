@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from qhyvit_onnx.config import CompileConfig
 from qhyvit_onnx.errors import ConfigError
-from qhyvit_onnx.passes._board import unmatched
+from qhyvit_onnx.passes._globs import unmatched
 from qhyvit_onnx.precision import Widths
 from qhyvit_onnx.units import LAYERS, Kind, Unit, source_of
 

@@ -11,6 +11,7 @@ from qhyvit_onnx.facts import GRIDS, PLACEMENT
 from qhyvit_onnx.graph import tidy
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._carry import Carrier
+from qhyvit_onnx.passes._fast_forms import FastForms
 from qhyvit_onnx.passes._roundings import beyond_kernels
 from qhyvit_onnx.passes._weights import WeightWriter
 from qhyvit_onnx.recipes import find_recipe, undeployable
@@ -43,10 +44,14 @@ class InsertQdq(Pass):
                 weights.write(unit)
             if unit.clip is not None and grids.activations[unit.output.name].bits < 8:
                 _let_codes_clip(unit)
-        carrier = Carrier(state.graph, chosen, grids, placement.carried)
-        carrier.write()
+        forms = FastForms(state.graph, {unit.name: unit for unit in chosen}, grids, placement)
+        faster = forms.write()
         tidy(state.graph)
-        return Outcome(len(placement.carried), f"{len(placement.carried)} tensors carried as uint8")
+        carried = forms.carried
+        Carrier(state.graph, chosen, grids, carried).write()
+        tidy(state.graph)
+        note = f"{len(carried)} tensors carried as uint8"
+        return Outcome(len(carried), f"{note}, {faster} faster forms" if faster else note)
 
 
 def _let_codes_clip(unit: Unit) -> None:

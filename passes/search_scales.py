@@ -4,7 +4,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from qhyvit_onnx.config import Search
+from qhyvit_onnx.config import Extent, Search
+from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.facts import BRIDGES, EVIDENCE, FLOAT, FOLDS, RANGES, SEARCHED, Grids
 from qhyvit_onnx.grid import Cure, Grid
 from qhyvit_onnx.passes._base import Outcome, Pass
@@ -18,8 +19,7 @@ from qhyvit_onnx.passes._sources import spread
 from qhyvit_onnx.passes._widths import activation_bits, widths_of
 from qhyvit_onnx.recipes import find_recipe
 from qhyvit_onnx.state import State
-from qhyvit_onnx.targets import Rule, Target
-from qhyvit_onnx.units import LAYERS, Kind, Unit, find_units, is_softmax
+from qhyvit_onnx.units import LAYERS, Unit, find_units, is_softmax
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class SearchScales(Pass):
 
     def _fixes_softmax(self, state: State) -> bool:
         """Tell whether an integer Softmax may write attention maps: it writes one grid only."""
-        table = self.target.reaching(state.config.placement)
-        return table.rows[Kind.SOFTMAX].rule is not Rule.NEVER
+        return state.config.placement is Extent.FULL
 
     def _activations(self, state: State, units: Sequence[Unit]) -> dict[str, Grid]:
         bits = activation_bits(units, widths_of(state.config, units))

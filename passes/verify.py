@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qhyvit_onnx.audit import Seen, audit
 from qhyvit_onnx.config import Verification as Settings
+from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.data import Feed, Feeds
 from qhyvit_onnx.errors import PassError
 from qhyvit_onnx.evaluate import compare
@@ -19,7 +20,6 @@ from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.replay import Counted, Replay, replay
 from qhyvit_onnx.runtime import Arithmetic, Options, Session, View, cpu_features, paired_cpu_times
 from qhyvit_onnx.state import State
-from qhyvit_onnx.targets import Target
 
 FOLD_ERROR = 1e-4
 """What all folds together may change in an output, as a fraction of its range."""

@@ -129,6 +129,18 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one run costs by the target's table."""
+
+    unit: str
+    """``ns`` or ``instructions``."""
+    in_float: float
+    full: float
+    """With everything on integer kernels that has one."""
+    placed: float
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """What was proven about the emitted model."""
 
@@ -166,5 +178,6 @@ SENSITIVITY: Fact[Mapping[str, float]] = Fact("sensitivity")
 """Unit name to squared output error over squared output when that unit alone is quantized."""
 UNITS: Fact[tuple[Unit, ...]] = Fact("units")
 PLACEMENT: Fact[Placement] = Fact("placement")
+PREDICTION: Fact[Prediction] = Fact("prediction")
 EMITTED: Fact[onnx.ModelProto] = Fact("emitted")
 VERIFICATION: Fact[Verification] = Fact("verification")

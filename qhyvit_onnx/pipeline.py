@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qhyvit_onnx.config import CompileConfig, Effort, Folding, Guard, Learning, Scope
+from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.effort import GET_TORCH, effort_of
 from qhyvit_onnx.errors import ConfigError, PassError
@@ -27,7 +28,6 @@ from qhyvit_onnx.passes.verify import Verify
 from qhyvit_onnx.passes.weigh import Weigh
 from qhyvit_onnx.recipes import Additions, find_recipe
 from qhyvit_onnx.state import Fact, State
-from qhyvit_onnx.targets import Target
 
 
 def default_pipeline(config: CompileConfig, target: Target) -> tuple[Pass, ...]:
@@ -46,7 +46,7 @@ def default_pipeline(config: CompileConfig, target: Target) -> tuple[Pass, ...]:
         FoldRanges(config.folding),
         Weigh(),
         SearchScales(target, config.search),
-        Place(target, config.exclude, config.guard),
+        Place(target, config.guard),
         Reconstruct(config.learning),
         InsertQdq(),
         Verify(target, config.verification),

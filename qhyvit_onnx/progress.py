@@ -10,13 +10,13 @@ from typing import Self
 
 import click
 
+from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.data import Deployable, Feeds, Origin, describe_first
 from qhyvit_onnx.data.input_spec import show_shape
 from qhyvit_onnx.facts import PLACEMENT, UNITS
 from qhyvit_onnx.passes._base import Pass
 from qhyvit_onnx.pipeline import Step, Watcher
 from qhyvit_onnx.state import State
-from qhyvit_onnx.targets import Target
 
 LABEL = 9
 """Width of the words in front of what is said before the passes run."""

@@ -10,12 +10,14 @@ from pydantic import BaseModel, ConfigDict
 
 from qhyvit_onnx import __version__
 from qhyvit_onnx.composites import find_composites
+from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.facts import (
     BRIDGES,
     EMITTED,
     FOLDS,
     GRIDS,
     PLACEMENT,
+    PREDICTION,
     REGIONS,
     SENSITIVITY,
     STATS,
@@ -25,10 +27,10 @@ from qhyvit_onnx.facts import (
 from qhyvit_onnx.graph import MOVEMENT
 from qhyvit_onnx.grid import Cure
 from qhyvit_onnx.pipeline import Step
+from qhyvit_onnx.prediction_record import PredictionRecord
 from qhyvit_onnx.replay_record import ReplayRecord
 from qhyvit_onnx.runtime import version as runtime_version
 from qhyvit_onnx.state import State
-from qhyvit_onnx.targets import Target
 
 SCHEMA = 1
 """Version of this schema: raised when a field is renamed, removed or changes its meaning, not
@@ -164,6 +166,8 @@ class Report(_Record):
     """Whether ``outputs`` was measured on samples that calibration did not see."""
     arithmetic: str
     latency: Latency | None
+    prediction: PredictionRecord | None = None
+    """By the cost table of the target; None in reports of earlier versions."""
     replay: ReplayRecord | None = None
     """None when it was not asked for."""
     bytes_before: int
@@ -207,6 +211,7 @@ def make_report(state: State, steps: Sequence[Step], target: Target) -> Report:
         held_back=verification.held_back,
         arithmetic=verification.arithmetic,
         latency=None if isnan(latency.float_ms) else latency,
+        prediction=PredictionRecord.of(state.get(PREDICTION)),
         replay=ReplayRecord.of(verification.replay),
         bytes_before=state.source.ByteSize(),
         bytes_after=state.get(EMITTED).ByteSize(),

@@ -37,7 +37,9 @@ def print_summary(report: Report, source: Path, written: Sequence[Path]) -> None
 
 
 def slower(report: Report) -> str:
-    """Return the warning when int8 lost against float here; empty otherwise."""
+    """Return the warning when int8 lost against float here, or gains nothing; empty otherwise."""
+    if not report.int8_units:
+        return f"nothing runs int8: on {report.target} float is faster for this model"
     if report.latency is None or report.latency.ratio <= 1.0:
         return ""
     return (
@@ -106,7 +108,13 @@ def _sizes(report: Report) -> RenderableType:
         times = (report.latency.float_ms, report.latency.int8_ms)
         ratio = f"{report.latency.ratio:.2f}x"
         made.add_row("CPU time", *(f"{ms:.2f} ms" for ms in times), ratio)
-    return Group(made, Text("CPU time of one run, one thread, here", style="dim"))
+    notes = ["CPU time of one run, one thread, here"]
+    if (found := report.prediction) is not None:
+        name = "CPU time" if found.unit == "ns" else "instructions"
+        costs = (found.shown(found.in_float), found.shown(found.placed))
+        made.add_row(f"{report.target}: {name}", *costs, f"{found.ratio:.2f}x")
+        notes.append(f"{report.target}: predicted; all int8 {found.shown(found.full)}")
+    return Group(made, *(Text(note, style="dim") for note in notes))
 
 
 def _closeness(report: Report) -> RenderableType:

@@ -93,7 +93,7 @@ def test_compile_writes_model_and_report(home, capsys):
     assert {"QuantizeLinear", "DequantizeLinear"} <= ops
     report = json.loads((home / "net.qdq.report.json").read_text())
     assert sum(unit["int8"] for unit in report["units"]) >= 2
-    for word in ("3-channel stem", "SQNR", "net.qdq.report.json", "calibrate"):
+    for word in ("int8 here would cost", "SQNR", "net.qdq.report.json", "calibrate"):
         assert word in said.out
     assert "[ 5/12] calibrate" in said.err
     assert f"24 of {SAMPLES} samples" in said.err
@@ -264,7 +264,7 @@ def test_what_else_stops_it(home, capsys, monkeypatch, raised, expected):
     assert "net.qdq.onnx" not in files(home)
 
 
-def test_a_failed_write_leaves_neither_file(home, refused, monkeypatch):
+def test_a_failed_write_leaves_neither_file(home, refused, monkeypatch, capsys):
     """The model cannot be put in place: the report must not stay alone."""
     replace = os.replace
 
@@ -292,3 +292,21 @@ def test_help_names_every_target(capsys):
     main(["compile", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert all(target.name in text for target in TARGETS)
+
+
+def test_profile_writes_a_table_that_compile_takes(home, refused, monkeypatch, capsys):
+    from qhyvit_onnx.costs import profile
+    from qhyvit_onnx.costs.table import load_table
+
+    monkeypatch.setattr(
+        profile, "measure", lambda chosen, tick: [tick(1, 1) or 1e4 for _ in chosen]
+    )
+    assert main(["profile", "-o", "board.toml"]) == 0
+    assert load_table(home / "board.toml").name == "board"
+    capsys.readouterr()
+    refused(2, "--overwrite", "profile", "-o", "board.toml")
+    refused(2, "does not end in .toml", "profile", "-o", "board.txt")
+    refused(6, "gone", "profile", "-o", "gone/board.toml")
+    assert (
+        main(["compile", "net.onnx", "--calib", "calib.npz", "--target", "board.toml", "-q"]) == 0
+    )

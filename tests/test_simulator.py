@@ -49,7 +49,7 @@ def decided(model, feeds, name):
     """Return the state of a compilation in which all is decided and nothing written."""
     config = config_of(name)
     state = State(model, config, Feeds.of(feeds))
-    passes = default_pipeline(config, find_target("arm64", frozenset()))
+    passes = default_pipeline(config, find_target("arm64", frozenset()).with_free_int8())
     names = [item.name for item in passes]
     run(passes[: names.index(InsertQdq.name)], state, Watcher())
     return state

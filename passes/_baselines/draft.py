@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from qhyvit_onnx.config import Extent
+from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.facts import EVIDENCE, RANGES, Grids
 from qhyvit_onnx.graph import Tensor
 from qhyvit_onnx.grid import Grid, WeightGrid, grid_for
@@ -34,7 +35,6 @@ from qhyvit_onnx.passes._sources import sources_of, spread
 from qhyvit_onnx.passes._widths import activation_bits, widths_of
 from qhyvit_onnx.simulated import ChannelGrid, ColumnGrid, Simulated
 from qhyvit_onnx.state import State
-from qhyvit_onnx.targets import Target
 from qhyvit_onnx.units import LAYERS, Unit, find_units, is_softmax
 
 ONE = np.ones((), np.float32)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The grids of a published method: ranges first, then what it treats apart, then its search."""
 
+from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.facts import EVIDENCE, Grids
 from qhyvit_onnx.methods import Freedom, Method, OutputSearch, Whole
@@ -12,7 +13,6 @@ from qhyvit_onnx.passes._baselines.offers import Offering
 from qhyvit_onnx.passes._baselines.pieces import activations_of, pieces_of
 from qhyvit_onnx.recipes import Recipe
 from qhyvit_onnx.state import State
-from qhyvit_onnx.targets import Target
 from qhyvit_onnx.units import LAYERS, Kind
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from qhyvit_onnx.facts import EVIDENCE, RANGES, Bridge, Grids
+from qhyvit_onnx.costs.table import Target
+from qhyvit_onnx.facts import EVIDENCE, Bridge, Grids
 from qhyvit_onnx.graph import is_output
 from qhyvit_onnx.grid import Grid
 from qhyvit_onnx.passes._board import Board
+from qhyvit_onnx.passes._fastest import fastest
 from qhyvit_onnx.passes._searching.descent import Cost, descend
 from qhyvit_onnx.passes._segments import (
     SAMPLES,
@@ -20,7 +22,6 @@ from qhyvit_onnx.passes._segments import (
 )
 from qhyvit_onnx.passes._simulation import Key, Sites, sites_of
 from qhyvit_onnx.state import State
-from qhyvit_onnx.targets import Target
 from qhyvit_onnx.units import Unit
 
 if TYPE_CHECKING:
@@ -104,9 +105,8 @@ def _cost(segment: "Segment", inside: _Inside, weights: "Mapping[Key, Hook]") ->
 
 def _sites(state: State, units: list[Unit], target: Target) -> Sites:
     """Return where the model rounds if nothing is left float for its sensitivity."""
-    board = Board(state.graph, units, target.reaching(state.config.placement))
-    board.choose(state.get(RANGES), state.config.exclude)
-    return sites_of(state.graph, units, board.placement())
+    chosen = fastest(state, units, target).chosen
+    return sites_of(state.graph, units, Board(state.graph, units, chosen).placement())
 
 
 def _inside(state: State, bridge: Bridge, sites: Sites, fixed: frozenset[str]) -> _Inside:

@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from qhyvit_onnx.config import CompileConfig, Scope
+from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.data import Feeds, Source, open_feeds
 from qhyvit_onnx.data.input_spec import resolve_shapes
 from qhyvit_onnx.data.preprocess import Recipe
@@ -35,7 +36,6 @@ from qhyvit_onnx.passes.normalise import Normalise
 from qhyvit_onnx.passes.search_scales import SearchScales
 from qhyvit_onnx.pipeline import Step, Watcher, default_pipeline, run
 from qhyvit_onnx.state import State
-from qhyvit_onnx.targets import Target
 from qhyvit_onnx.work import shapes_at
 
 
@@ -164,7 +164,7 @@ class _Look(Watcher):
     def _see_norms(self, state: State, misses: Mapping[str, int]) -> None:
         norms = norm_views(self._norms, self._backward, state.graph, misses)
         self._backward = None
-        self.found = replace(self.found, norms=norms, units=unit_views(state.graph, self._target))
+        self.found = replace(self.found, norms=norms)
 
     def _see_regions(self, state: State) -> None:
         graph, layout = state.graph, state.get(LAYOUT)
@@ -174,6 +174,7 @@ class _Look(Watcher):
         self._regions = seen.region_of_tensors()
         self.found = replace(
             self.found,
+            units=unit_views(graph, self._target, shapes),
             layout=_layout_view(state),
             macs=seen.work(graph.nodes),
             regions=region_views(seen),

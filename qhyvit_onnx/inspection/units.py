@@ -1,23 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a target's table says of every fusion unit, before any size is known."""
+"""Where every fusion unit would run on a target, by cost alone."""
 
+from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.graph import Graph
 from qhyvit_onnx.inspection.records import UnitView
-from qhyvit_onnx.targets import Rule, Target
-from qhyvit_onnx.units import Unit, find_units
+from qhyvit_onnx.passes._ledger import Ledger
+from qhyvit_onnx.symbolic.dims import is_number
+from qhyvit_onnx.units import Kind, Unit, find_units
+from qhyvit_onnx.work import Shapes
 
 
-def unit_views(graph: Graph, target: Target) -> tuple[UnitView, ...]:
-    """Return every unit with its verdict, in topological order."""
-    found = ((unit, verdict(unit, target)) for unit in find_units(graph))
-    return tuple(UnitView(unit.name, str(unit.kind), text, int8) for unit, (int8, text) in found)
+def unit_views(graph: Graph, target: Target, shapes: Shapes) -> tuple[UnitView, ...]:
+    """Return every unit with its verdict, in topological order.
+
+    Where a unit's size has a free dim, the verdict is open and the unit counts as int8.
+    """
+    units = find_units(graph)
+    sized = all(
+        is_number(dim)
+        for unit in units
+        for tensor in (*unit.inputs, unit.output)
+        for dim in shapes.get(tensor.name, ())
+    )
+    allowed = {unit.name for unit in units if unit.kind is not Kind.SOFTMAX}
+    chosen = Ledger(graph, units, target, shapes).cheapest(allowed, {}) if sized else None
+    return tuple(UnitView(unit.name, str(unit.kind), *_verdict(unit, chosen)) for unit in units)
 
 
-def verdict(unit: Unit, target: Target) -> tuple[bool, str]:
-    """Return whether the target's table may run ``unit`` in int8, and on what that depends."""
-    row = target.rows[unit.kind]
-    if row.rule is Rule.NEVER:
-        return False, f"float: {row.reason}"
-    if row.rule is not Rule.ALWAYS:
-        return True, f"int8 {row.rule}"
-    return True, "int8 when large enough" if row.min_reuse else "int8"
+def _verdict(unit: Unit, chosen: set[str] | None) -> tuple[str, bool]:
+    """Return what is said of ``unit``, and whether it counts as int8."""
+    if unit.kind is Kind.SOFTMAX:
+        return "float: faster there on every target", False
+    if chosen is None:
+        return "int8 if that is faster at its size (give --input-shape)", True
+    return ("int8", True) if unit.name in chosen else ("float: int8 would be slower", False)

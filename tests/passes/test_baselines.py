@@ -32,7 +32,7 @@ from qhyvit_onnx.targets import find_target  # noqa: E402
 from qhyvit_onnx.units import find_units  # noqa: E402
 from tests.blocks import mobilevit_v1  # noqa: E402
 
-ARM = find_target("arm64", frozenset())
+ARM = find_target("arm64", frozenset()).with_free_int8()
 CONV = "net (float[N, 6, 5, 5] x) => (float[N, 4, 5, 5] y) { [conv] y = Conv (x, w, b) }"
 WEIGHTS = {"w": (4, 6, 1, 1), "b": (4,)}
 LINEAR = """

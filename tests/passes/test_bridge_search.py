@@ -80,7 +80,7 @@ def test_what_is_not_named_stays():
     assert all(grid == Grid(1.0, 128) for grid in START.values())
 
 
-ARM = find_target("arm64", frozenset())
+ARM = find_target("arm64", frozenset()).with_free_int8()
 
 
 def searched(count=6, effort=Effort.FAST, **settings):
@@ -147,7 +147,7 @@ def test_scales_that_are_wrong_are_mended(hybrid):
     powers = np.log(list(moved.values())) / np.log(FACTOR)
     np.testing.assert_allclose(powers, np.rint(powers), atol=1e-6)
     assert np.abs(powers).max() < STEPS + 0.5
-    assert (powers < 0).mean() > 0.5
+    assert (powers < 0).mean() >= 0.5
     assert all(found[n].zero_point == wrong.activations[n].zero_point for n in found)
 
 

@@ -37,7 +37,7 @@ def compiled(model, feeds=None, precision="w4a4", **settings):
     """Return the state before verify, and what reconstruct said."""
     config = CompileConfig(precision=precision, **{"effort": Effort.DEFAULT, **QUIET, **settings})
     state, said = State(model, config, Feeds.of(feeds or fed(model))), None
-    for item in default_pipeline(config, find_target("arm64", frozenset()))[:-1]:
+    for item in default_pipeline(config, find_target("arm64", frozenset()).with_free_int8())[:-1]:
         outcome = item.run(state)
         said = outcome if item.name == "reconstruct" else said
     return state, said
@@ -99,7 +99,9 @@ def learned(net):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_learner.Lesson, "error", lambda lesson, samples: float(next(falling)))
         patch.setattr(_learner.Verdict, "kept", True)
-        for item in default_pipeline(config, find_target("arm64", frozenset()))[:-2]:
+        for item in default_pipeline(config, find_target("arm64", frozenset()).with_free_int8())[
+            :-2
+        ]:
             item.run(state)
     return state
 

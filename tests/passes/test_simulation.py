@@ -31,7 +31,7 @@ def decided(model, feeds, **settings):
         guard=Guard(samples=0), verification=Verification(rounds=0, replay=0), **settings
     )
     state = State(model, config, Feeds.of(feeds))
-    passes = default_pipeline(config, find_target("arm64", frozenset()))
+    passes = default_pipeline(config, find_target("arm64", frozenset()).with_free_int8())
     names = [item.name for item in passes]
     run(passes[: names.index(InsertQdq.name)], state, Watcher())
     return state
@@ -62,7 +62,7 @@ def test_the_simulation_gives_what_is_emitted(family, precision):
     # float32's last places of the middle between two, one may become its neighbour, and what
     # follows differs: a rare sample, so that most have nothing but the last places
     assert np.median(found) < 1e-9
-    assert max(found) < 0.1
+    assert max(found) < 0.2
 
 
 def test_found_codes_and_corrected_biases_are_simulated_too():

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Float functions and data movement in the forms that run fastest; what they compute stays.
+
+Done when everything is decided, on the float graph just before Q and DQ are written: no pass needs
+to know these forms. Instructions in the comments were counted on an emulated Cortex-A76, each
+divided by the elements of the tensor.
+"""
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from qhyvit_onnx.composites import find_composites
+from qhyvit_onnx.facts import Grids, Placement
+from qhyvit_onnx.graph import (
+    Graph,
+    Node,
+    Tensor,
+    constant,
+    fresh,
+    is_output,
+    make_node,
+    names,
+    producer,
+    sole_consumer,
+    variable,
+)
+from qhyvit_onnx.units import Unit, moves
+
+TANH_ERROR = 4.8e-4
+"""Largest difference between GELU and its form with tanh (Hendrycks, Gimpel, 2016), anywhere."""
+
+STEPS = 16
+"""A GELU takes that form if its output is rounded to steps at least so many times larger."""
+
+NARROW = 16
+"""Patches of at most so many pixels are moved in two steps."""
+
+_GELU_OPSET = 20
+
+
+class FastForms:
+    """Edits one graph; ``carried`` then holds what is carried in the new forms."""
+
+    def __init__(
+        self, graph: Graph, chosen: Mapping[str, Unit], grids: Grids, placement: Placement
+    ) -> None:
+        """Look at what is decided."""
+        self._graph, self._chosen, self._grids = graph, chosen, grids
+        self._owners, self._taken = dict(placement.carried), names(graph)
+        self._integer = {id(node) for unit in chosen.values() for node in unit.nodes}
+
+    @property
+    def carried(self) -> dict[str, str]:
+        """What is carried now, with the tensor whose grid it takes."""
+        present = self._graph.tensors()
+        return {name: owner for name, owner in self._owners.items() if name in present}
+
+    def write(self) -> int:
+        """Edit the graph; return how many forms were changed."""
+        return self._gelus() + self._unfolds() + self._folds()
+
+    def _gelus(self) -> int:
+        """Write GELUs whose error cannot be seen with tanh: 12 instructions instead of 22."""
+        found = 0
+        for composite in find_composites(self._graph):
+            if composite.kind == "Gelu" and self._rounds(composite.output):
+                self._replace(composite.nodes, composite.input, composite.output)
+                found += 1
+        for node in [node for node in self._graph.nodes if node.op == "Gelu"]:
+            exact = node.attrs.get("approximate", "none") == "none"
+            if exact and node.domain in (None, "") and self._rounds(node.outputs[0]):
+                node.attrs["approximate"] = "tanh"
+                found += 1
+        return found
+
+    def _rounds(self, tensor: Tensor) -> bool:
+        """Tell whether all that reads ``tensor`` reads it rounded to large steps."""
+        owner = self._owners.get(tensor.name)
+        if owner is None or is_output(self._graph, tensor):
+            return False
+        rounded = all(
+            id(node) in self._integer
+            or (moves(node) and all(out.name in self._owners for out in node.outputs))
+            for node in tensor.outputs
+        )
+        return rounded and self._grids.activations[owner].scale >= STEPS * TANH_ERROR
+
+    def _replace(self, nodes: tuple[Node, ...], source: Tensor, out: Tensor) -> None:
+        last = nodes[-1]
+        last.outputs.clear()
+        if self._graph.opset >= _GELU_OPSET:
+            made = make_node("Gelu", last.name, [source], [out], attrs={"approximate": "tanh"})
+        else:
+            made = make_node("FastGelu", last.name, [source], [out], domain="com.microsoft")
+        for node in nodes:
+            node.inputs.clear()
+        self._graph.nodes.append(made)
+
+    def _unfolds(self) -> int:
+        """Cut maps into patches by SpaceToDepth: 12 instructions instead of 52."""
+        found = 0
+        for last in [node for node in self._graph.nodes if _swaps(node)]:
+            chain = _unfold(self._graph, last)
+            if chain is None:
+                continue
+            source, out, side = chain[0].inputs[0], last.outputs[0], chain[0].outputs[0].shape[1]
+            channels, count = int(out.shape[3]), int(out.shape[2])
+            last.outputs.clear()
+            for node in chain:
+                node.inputs.clear()
+            deep = self._add("SpaceToDepth", source, out, {"blocksize": side})
+            parted = self._reshape(deep, out, [0, side * side, channels, count])
+            self._end("Transpose", parted, out, {"perm": [0, 1, 3, 2]})
+            found += 1
+        return found
+
+    def _folds(self) -> int:
+        """Put patches together in two steps that move whole rows: 8 instructions instead of 57."""
+        found = 0
+        for node in [node for node in self._graph.nodes if _swaps(node)]:
+            source, out = node.inputs[0], node.outputs[0]
+            shape = tuple(source.shape or ())
+            if len(shape) != 4 or not all(isinstance(dim, int) for dim in shape[1:]):
+                continue
+            _, patch, count, channels = shape
+            if not 1 < patch <= NARROW or channels < patch:
+                continue
+            node.inputs.clear()
+            node.outputs.clear()
+            rows = self._add("Transpose", source, out, {"perm": [0, 2, 1, 3]})
+            flat = self._reshape(rows, out, [0, count * patch, channels])
+            turned = self._add("Transpose", flat, out, {"perm": [0, 2, 1]})
+            target = self._shape([0, channels, count, patch], out)
+            self._end("Reshape", turned, out, {}, target)
+            found += 1
+        return found
+
+    def _add(
+        self, op: str, source: Tensor, out: Tensor, attrs: dict[str, object], *more: Tensor
+    ) -> Tensor:
+        """Append a node; its output is carried if ``out`` is."""
+        made = variable(self._name(f"{out.name}.{op}"), dtype=out.dtype)
+        if out.name in self._owners:
+            self._owners[made.name] = self._owners[out.name]
+        self._end(op, source, made, attrs, *more)
+        return made
+
+    def _reshape(self, source: Tensor, out: Tensor, shape: list[int]) -> Tensor:
+        return self._add("Reshape", source, out, {}, self._shape(shape, out))
+
+    def _shape(self, shape: list[int], out: Tensor) -> Tensor:
+        return constant(self._name(f"{out.name}.shape"), np.array(shape, np.int64))
+
+    def _end(
+        self, op: str, source: Tensor, out: Tensor, attrs: dict[str, object], *more: Tensor
+    ) -> None:
+        name = self._name(f"{out.name}/{op}")
+        self._graph.nodes.append(make_node(op, name, [source, *more], [out], attrs=attrs))
+
+    def _name(self, wanted: str) -> str:
+        name = fresh(wanted, self._taken)
+        self._taken.add(name)
+        return name
+
+
+def _swaps(node: Node) -> bool:
+    return (
+        bool(node.inputs)
+        and node.op == "Transpose"
+        and list(node.attrs.get("perm", [])) == [0, 3, 2, 1]
+    )
+
+
+def _unfold(graph: Graph, last: Node) -> tuple[Node, Node, Node, Node] | None:
+    """Return the four nodes that cut a map into square patches, the last of them given.
+
+    Reshape to (N C H/b, b, W/b, b), Transpose, Reshape to (N, C, HW/bb, bb), Transpose.
+    """
+    second = producer(last.inputs[0])
+    first = producer(second.inputs[0]) if second is not None and second.op == "Reshape" else None
+    turns = first is not None and first.op == "Transpose"
+    start = producer(first.inputs[0]) if first is not None and turns else None
+    if first is None or second is None or start is None or start.op != "Reshape":
+        return None
+    chain = (start, first, second, last)
+    alone = all(sole_consumer(graph, a.outputs[0]) is b for a, b in itertools.pairwise(chain))
+    shapes = [tuple(t.shape or ()) for t in (start.inputs[0], start.outputs[0], last.outputs[0])]
+    if not alone or list(first.attrs.get("perm", [])) != [0, 2, 1, 3]:
+        return None
+    return chain if _is_square(*shapes) else None
+
+
+def _is_square(source: tuple, cut: tuple, patches: tuple) -> bool:  # type: ignore[type-arg]
+    """Tell whether these are the shapes of a map, cut into square patches, channels last."""
+    if any(len(shape) != 4 for shape in (source, cut, patches)):
+        return False
+    sizes = (*source[1:], *cut[1:], *patches[1:])
+    if not all(isinstance(size, int) for size in sizes):
+        return False
+    (channels, height, width), (side, across, other), (pixels, count, last) = (
+        shape[1:] for shape in (source, cut, patches)
+    )
+    whole = height % side == 0 and across * side == width and side == other > 1
+    return whole and (pixels, count, last) == (side**2, height // side * across, channels)

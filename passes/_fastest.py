@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fastest placement there is, whatever it does to the output."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from qhyvit_onnx.config import Extent
+from qhyvit_onnx.costs.sizes import rest_cost
+from qhyvit_onnx.costs.table import Target
+from qhyvit_onnx.facts import RANGES, Prediction
+from qhyvit_onnx.kernels.observers import TensorStats
+from qhyvit_onnx.passes._ledger import Ledger
+from qhyvit_onnx.passes._limits import limit_of
+from qhyvit_onnx.state import State
+from qhyvit_onnx.units import Kind, Unit, is_softmax, source_of
+from qhyvit_onnx.work import shapes_at
+
+
+@dataclass(frozen=True, slots=True)
+class Fastest:
+    """Which units run int8 in the fastest placement, and what was weighed for it."""
+
+    ledger: Ledger
+    """What was minimized: with Extent.FULL without what int8 costs."""
+    prices: Ledger
+    """What the target's table says."""
+    refused: Mapping[str, str]
+    """By name, why a unit stays float whatever it costs."""
+    chosen: frozenset[str]
+    """Names of units."""
+    rest: float
+    """Cost of what is in no unit, which is float in any placement."""
+
+    def predict(self, chosen: Collection[str], unit: str) -> Prediction:
+        """Return what the target's table says of float, of all that can be int8, of ``chosen``."""
+        able = self.prices.lines.keys() - self.refused.keys()
+        costs = (self.prices.cost(names) + self.rest for names in (frozenset(), able, chosen))
+        return Prediction(unit, *costs)
+
+
+def fastest(state: State, units: Sequence[Unit], target: Target) -> Fastest:
+    """Return the cheapest placement on ``target``; with Extent.FULL int8 costs nothing.
+
+    Sizes are those of the calibration samples, as tensors were seen and else as shapes say.
+    """
+    everything = state.config.placement is Extent.FULL
+    sample = next(iter(state.calibration), {})
+    stats = state.get(RANGES)
+    shapes = {
+        **shapes_at(state.graph, {name: array.shape for name, array in sample.items()}),
+        **{name: item.shape for name, item in stats.items()},
+    }
+    prices = Ledger(state.graph, units, target, shapes)
+    free = Ledger(state.graph, units, target.with_free_int8(), shapes) if everything else prices
+    refused = {
+        unit.name: reason
+        for unit in units
+        if (reason := _excluded(unit, state.config.exclude) or _refusal(unit, stats, everything))
+    }
+    allowed = prices.lines.keys() - refused.keys()
+    rest = rest_cost(state.graph, units, target, shapes)
+    return Fastest(free, prices, refused, frozenset(free.cheapest(allowed, {})), rest)
+
+
+def _excluded(unit: Unit, patterns: Sequence[str]) -> str:
+    hits = [p for p in patterns if any(fnmatchcase(node.name, p) for node in unit.nodes)]
+    return f"excluded by {hits[0]!r}" if hits else ""
+
+
+def _refusal(unit: Unit, stats: Mapping[str, TensorStats], everything: bool) -> str:  # noqa: FBT001
+    """Return why no integer kernel may run ``unit``, else nothing."""
+    if unit.kind is Kind.SOFTMAX and not everything:
+        return "Softmax is faster in float"  # on every target; what it reads is not even watched
+    if any(not is_softmax(t) and t.name not in stats for t in map(source_of, unit.inputs)):
+        return "no range is known for what it reads: empty, or not finite"
+    return limit_of(unit, stats)

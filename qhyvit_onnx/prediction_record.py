@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the report says of speed on the target, by its cost table."""
+
+from pydantic import BaseModel, ConfigDict
+
+from qhyvit_onnx.facts import Prediction
+
+
+class PredictionRecord(BaseModel):
+    """Predicted cost of one run, one thread, on one sample of the calibration data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit: str
+    """``ns`` of CPU time, or ``instructions``."""
+    in_float: float
+    full: float
+    """With everything on integer kernels that has one."""
+    placed: float
+    """As emitted."""
+
+    @classmethod
+    def of(cls, found: Prediction) -> "PredictionRecord":
+        """Return ``found`` as a record."""
+        return cls(unit=found.unit, in_float=found.in_float, full=found.full, placed=found.placed)
+
+    @property
+    def ratio(self) -> float:
+        """Emitted over float: below 1 is faster."""
+        return self.placed / self.in_float if self.in_float else 1.0
+
+    def shown(self, cost: float) -> str:
+        """Return ``cost`` for a reader: milliseconds, or millions of instructions."""
+        return f"{cost / 1e6:.2f} ms" if self.unit == "ns" else f"{cost / 1e6:.1f} M"
