@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from qhyvit_onnx.config import Extent
 from qhyvit_onnx.costs.sizes import rest_cost
 from qhyvit_onnx.costs.table import Target
+from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.facts import RANGES, Prediction
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.passes._ledger import Ledger
@@ -51,16 +52,37 @@ def fastest(state: State, units: Sequence[Unit], target: Target) -> Fastest:
         **shapes_at(state.graph, {name: array.shape for name, array in sample.items()}),
         **{name: item.shape for name, item in stats.items()},
     }
-    prices = Ledger(state.graph, units, target, shapes)
-    free = Ledger(state.graph, units, target.with_free_int8(), shapes) if everything else prices
     refused = {
         unit.name: reason
         for unit in units
         if (reason := _excluded(unit, state.config.exclude) or _refusal(unit, stats, everything))
     }
+    forced = _forced(state.config.force_int8, units, refused)
+    prices = Ledger(state.graph, units, target, shapes, forced)
+    free = prices
+    if everything:
+        free = Ledger(state.graph, units, target.with_free_int8(), shapes, forced)
     allowed = prices.lines.keys() - refused.keys()
     rest = rest_cost(state.graph, units, target, shapes)
     return Fastest(free, prices, refused, frozenset(free.cheapest(allowed, {})), rest)
+
+
+def _forced(
+    patterns: Sequence[str], units: Sequence[Unit], refused: Mapping[str, str]
+) -> frozenset[str]:
+    """Return the units that ``patterns`` name and that can run int8; each must name one."""
+    found: set[str] = set()
+    for pattern in patterns:
+        named = [u for u in units if any(fnmatchcase(node.name, pattern) for node in u.nodes)]
+        able = {unit.name for unit in named} - refused.keys()
+        if not able:
+            why = f": {named[0].name} stays float: {refused[named[0].name]}" if named else ""
+            raise ConfigError(
+                f"--force-int8 {pattern!r} matches no unit that can run int8{why}",
+                hint="see qhv-onnx inspect -v",
+            )
+        found |= able
+    return frozenset(found)
 
 
 def _excluded(unit: Unit, patterns: Sequence[str]) -> str:

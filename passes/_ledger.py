@@ -84,8 +84,19 @@ class Line:
 class Ledger:
     """Prices of one graph on one target, in the unit of its table."""
 
-    def __init__(self, graph: Graph, units: Iterable[Unit], target: Target, shapes: Shapes) -> None:
-        """Look every unit and every tensor between units up in the table of ``target``."""
+    def __init__(
+        self,
+        graph: Graph,
+        units: Iterable[Unit],
+        target: Target,
+        shapes: Shapes,
+        forced: Collection[str] = (),
+    ) -> None:
+        """Look every unit and every tensor between units up in the table of ``target``.
+
+        The units ``forced`` run int8 in the cheapest placement, whatever they cost.
+        """
+        self._forced = forced
         self._graph, self._target, self._shapes = graph, target, shapes
         self._units = list(units)
         self._owner = {node.name: unit for unit in self._units for node in unit.nodes}
@@ -117,8 +128,8 @@ class Ledger:
         for name, line in self.lines.items():
             choice.leaving(name, line.float_cost)
             choice.taking(name, line.int8_cost + weight * noise.get(name, 0.0))
-            if name not in allowed:
-                choice.force(name, taken=False)
+            if name in self._forced or name not in allowed:
+                choice.force(name, taken=name in allowed)
         for border in self.borders:
             border.enter(choice)
         for first, second, cost in self._layouts:

@@ -24,9 +24,12 @@ def quietest_enough(
     left float only grow in number with the weight.
     """
     allowed = set(cheapest)
+    in_float, least = ledger.cost(set()), ledger.cost(allowed)
+    if guard.weight and noise:
+        allowed = ledger.cheapest(allowed, noise, in_float * guard.weight)
+        noise = {name: noise[name] for name in allowed}
     if sum(noise.values()) <= guard.max_noise:
         return allowed
-    in_float, least = ledger.cost(set()), ledger.cost(allowed)
     affordable = in_float - (1 - guard.max_share) * (in_float - least)
     quiet, quieter, low, high = None, allowed, _LOWEST, _HIGHEST
     for _ in range(_STEPS):

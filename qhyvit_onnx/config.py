@@ -128,12 +128,18 @@ class Guard:
     runs: int = 200
     """Forward runs it may take, one a unit and sample: large models see fewer samples."""
 
+    weight: float = 0.0
+    """What output error counts at least in placement: float runs of the network for an output that
+    is all error. The guard raises it where that is not quiet enough."""
+
     def __post_init__(self) -> None:
         """Reject what no measurement could honour."""
         if self.max_noise <= 0.0:
             raise ConfigError(f"guard.max_noise is {self.max_noise}, need more than 0")
         if not 0.0 <= self.max_share <= 1.0:
             raise ConfigError(f"guard.max_share is {self.max_share}, need [0, 1]")
+        if self.weight < 0.0:
+            raise ConfigError(f"guard.weight is {self.weight}, need 0 or more")
         if self.samples < 0 or self.runs < 1:
             raise ConfigError(
                 f"guard has {self.samples} samples and {self.runs} runs, need 0 and 1 or more"
@@ -192,6 +198,10 @@ class CompileConfig:
 
     exclude: tuple[str, ...] = ()
     """Glob patterns on node names: these stay float."""
+
+    force_int8: tuple[str, ...] = ()
+    """Glob patterns on node names: of these, what can run int8 does, whatever it costs and whatever
+    it does to the output."""
 
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes used to calibrate inputs with free dims; the emitted model keeps its free dims."""

@@ -7,7 +7,7 @@ import click
 
 from qhyvit_onnx.commands import _options
 from qhyvit_onnx.commands._options import DEFAULTS, Command
-from qhyvit_onnx.config import DEVICES, CompileConfig, Effort, Extent, Folding, Scope
+from qhyvit_onnx.config import DEVICES, CompileConfig, Effort, Extent, Folding, Guard, Scope
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.recipes import Form, listed
 
@@ -85,6 +85,22 @@ OPTIONS: Sequence[Callable[[Command], Command]] = (
         metavar="GLOB",
         help="Nodes that stay float, by name; may be repeated.",
     ),
+    click.option(
+        "--force-int8",
+        "force_int8",
+        multiple=True,
+        metavar="GLOB",
+        help="Nodes that run int8 if they can, whatever it costs, by name; may be repeated.",
+    ),
+    click.option(
+        "--accuracy-weight",
+        type=float,
+        default=DEFAULTS.guard.weight,
+        show_default=True,
+        metavar="W",
+        help="Count output error as cost when placing: 100 leaves float what makes 1 % error but "
+        "saves less than a whole float run.",
+    ),
     _options.input_shape,
     _options.seed,
 )
@@ -108,6 +124,8 @@ def _config(
     target: str,
     fold: str,
     exclude: tuple[str, ...],
+    force_int8: tuple[str, ...],
+    accuracy_weight: float,
     input_shapes: tuple[str, ...],
     seed: int,
 ) -> CompileConfig:
@@ -123,6 +141,8 @@ def _config(
         target=target,
         folding=Folding(scope=Scope(fold)),
         exclude=exclude,
+        force_int8=force_int8,
+        guard=Guard(weight=accuracy_weight),
         input_shapes=_options.shapes(input_shapes),
         calib_samples=calib_samples,
         seed=seed,

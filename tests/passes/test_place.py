@@ -31,6 +31,7 @@ def place(build):
         target=ARM,
         guard=OFF,
         exclude=(),
+        force=(),
         shape=SHAPE,
         count=4,
         out="a, b, c, d",
@@ -40,7 +41,12 @@ def place(build):
         text = f"g (float[{dims}] x) => (float[{out}] y) {{ {body} }}"
         rng = np.random.default_rng(4)
         feeds = [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(count)]
-        config = CompileConfig(guard=guard, exclude=tuple(exclude), folding=Folding(scope=scope))
+        config = CompileConfig(
+            guard=guard,
+            exclude=tuple(exclude),
+            force_int8=tuple(force),
+            folding=Folding(scope=scope),
+        )
         state = State(build(text, **weights), config, Feeds.of(feeds))
         for item in default_pipeline(config, target):
             if item.name == "place":
@@ -278,3 +284,38 @@ def test_nothing_to_place(place, target):
     assert (placement.int8, placement.carried, placement.reasons) == ((), {}, {})
     assert state.get(SENSITIVITY) == {}
     assert outcome.note == "0 of 0 units int8"
+
+
+def test_what_is_forced_runs_int8_whatever_it_costs(place):
+    body = "[one] a = Exp (x) [two] b = Tanh (x) [sum] s = Add (a, b) y = Exp (s)"
+    assert place(body, {})[0].int8 == ()
+    assert place(body, {}, force=["s*"])[0].int8 == ("sum",)
+
+
+def test_the_guard_does_not_spare_what_is_forced(place):
+    body, weights = sensitive_net()
+    guard, shape = Guard(max_share=0.5), (1, 64, 16, 16)
+    placement, _, _ = place(
+        body, weights, guard=guard, scope=Scope.OFF, shape=shape, force=["layer5"]
+    )
+    assert "layer5" in placement.int8
+
+
+@pytest.mark.parametrize(
+    ("pattern", "exclude", "why"),
+    [
+        ("frist", (), "matches no unit that can run int8"),
+        ("first", ("f*",), "first stays float: excluded by 'f\\*'"),
+    ],
+)
+def test_what_cannot_be_forced_is_an_error(place, pattern, exclude, why):
+    with pytest.raises(ConfigError, match=why):
+        place(RESIDUAL, RESIDUAL_WEIGHTS, exclude=exclude, force=[pattern])
+
+
+def test_a_weight_of_noise_leaves_more_in_float(place):
+    placed = [
+        len(place(RESIDUAL, RESIDUAL_WEIGHTS, guard=Guard(max_noise=1.0, weight=weight))[0].int8)
+        for weight in (0.0, 1e9)
+    ]
+    assert placed == [4, 0]
