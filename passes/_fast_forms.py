@@ -8,6 +8,7 @@ divided by the elements of the tensor.
 
 import itertools
 from collections.abc import Mapping
+from math import isqrt
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class FastForms:
 
     def write(self) -> int:
         """Edit the graph; return how many forms were changed."""
-        return self._gelus() + self._unfolds() + self._folds()
+        return self._gelus() + self._unfolds() + self._folds() + self._parts()
 
     def _gelus(self) -> int:
         """Write GELUs whose error cannot be seen with tanh: 12 instructions instead of 22."""
@@ -137,6 +138,36 @@ class FastForms:
             found += 1
         return found
 
+    def _parts(self) -> int:
+        """Do the same to maps whose patches stay maps of their own, (N, C, pixels, patches)."""
+        found = 0
+        for turn in [node for node in self._graph.nodes if _turns(node, *_PARTED)]:
+            ends = _between_reshapes(self._graph, turn)
+            if ends is None:
+                continue
+            first, last = ends
+            source, out = first.inputs[0], last.outputs[0]
+            cuts = list(turn.attrs["perm"]) == _PARTED[0]
+            whole, parts = (source, out) if cuts else (out, source)
+            side = _side(tuple(whole.shape or ()), tuple(parts.shape or ()))
+            if side is None:
+                continue
+            last.outputs.clear()
+            for node in (first, turn, last):
+                node.inputs.clear()
+            (_, channels, pixels, count), (height, width) = parts.shape, whole.shape[2:]
+            if cuts:
+                deep = self._add("SpaceToDepth", source, out, {"blocksize": side})
+                parted = self._reshape(deep, out, [0, pixels, channels, count])
+                self._end("Transpose", parted, out, {"perm": [0, 2, 1, 3]})
+            else:
+                turned = self._add("Transpose", source, out, {"perm": [0, 2, 1, 3]})
+                shape = [0, pixels * channels, height // side, width // side]
+                deep = self._reshape(turned, out, shape)
+                self._end("DepthToSpace", deep, out, {"blocksize": side})
+            found += 1
+        return found
+
     def _add(
         self, op: str, source: Tensor, out: Tensor, attrs: dict[str, object], *more: Tensor
     ) -> Tensor:
@@ -163,6 +194,35 @@ class FastForms:
         name = fresh(wanted, self._taken)
         self._taken.add(name)
         return name
+
+
+_PARTED = ([0, 1, 3, 5, 2, 4], [0, 1, 4, 2, 5, 3])
+"""Axes (N, C, H/b, b, W/b, b) with the pixels of a patch first, and back."""
+
+
+def _turns(node: Node, *perms: list[int]) -> bool:
+    return bool(node.inputs) and node.op == "Transpose" and list(node.attrs["perm"]) in perms
+
+
+def _between_reshapes(graph: Graph, turn: Node) -> tuple[Node, Node] | None:
+    """Return the Reshapes right before and after ``turn``, with no reader between but these."""
+    first, last = producer(turn.inputs[0]), sole_consumer(graph, turn.outputs[0])
+    if first is None or last is None or first.op != "Reshape" or last.op != "Reshape":
+        return None
+    return (first, last) if sole_consumer(graph, first.outputs[0]) is turn else None
+
+
+def _side(whole: tuple, parts: tuple) -> int | None:  # type: ignore[type-arg]
+    """Return the side of the square patches that (N, C, H, W) is cut into, if it is."""
+    if len(whole) != 4 or len(parts) != 4:
+        return None
+    if not all(isinstance(size, int) for size in (*whole[1:], *parts[1:])):
+        return None
+    (channels, height, width), (same, pixels, count) = whole[1:], parts[1:]
+    side = isqrt(pixels)
+    fits = side > 1 and side**2 == pixels and height % side == width % side == 0
+    right = count == (height // side) * (width // side) and same == channels
+    return side if fits and right else None
 
 
 def _swaps(node: Node) -> bool:
