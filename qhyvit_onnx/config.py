@@ -116,11 +116,11 @@ class Guard:
     """When a unit stays float because the output is measured to depend on it."""
 
     max_noise: float = 0.003
-    """Output error allowed, as a fraction of the output's energy (0.003 is 25 dB): above it the
-    units that make most of it are left float, worst first."""
+    """Output error allowed, as a fraction of the output's energy (0.003 is 25 dB): above it error
+    counts as cost, and units are left float that make much of it and save little."""
 
     max_share: float = 0.2
-    """At most this fraction of the int8 units may be left float by the guard."""
+    """At most this fraction of the cost that int8 saves may be given away by the guard."""
 
     samples: int = 4
     """Calibration samples on which it is measured, at most; 0 turns the guard off."""

@@ -21,6 +21,8 @@ Pattern = Callable[[Chain], None]
 
 _MAPS = ((16, 64), (32, 32), (64, 32), (96, 16), (160, 8))
 """Channels and edge of maps."""
+_LARGE = ((64, 64), (32, 128))
+"""Maps as only borders are measured on: what crosses them there is most of what they cost."""
 _TOKENS = ((256, 64), (64, 96), (49, 256), (256, 144), (16, 240))
 """Number and width of tokens."""
 
@@ -87,6 +89,7 @@ def _maps(*, integer: bool) -> Iterator[_Listed]:
                 f"pointwise conv, {wide} times", shape,
                 _pointwise(channels, wide, integer=integer),
             )  # fmt: skip
+        yield "silu", shape, lambda chain: chain.silu(integer=integer)
         yield "conv, silu", shape, _conv_silu(channels, integer=integer)
         yield "add", shape, _pairs(Kind.ADD, "Add", integer=integer)
         yield "mul", shape, _pairs(Kind.MUL, "Mul", integer=integer)
@@ -134,7 +137,7 @@ def _tokens(*, integer: bool) -> Iterator[_Listed]:
 
 def _borders() -> Iterator[Specimen]:
     """Yield what changes form or layout again and again."""
-    for channels, edge in _MAPS:
+    for channels, edge in (*_MAPS, *_LARGE):
         shape = (1, channels, edge, edge)
         size = f"{channels}x{edge}x{edge}"
 
@@ -148,6 +151,7 @@ def _borders() -> Iterator[Specimen]:
             yield Specimen(
                 f"conv {form}, norm {size}", shape, _conv_norm(channels, integer=integer)
             )
+        yield Specimen(f"conv int8, silu float {size}", shape, _silu_apart(channels))
 
     for count, width in _TOKENS:
         yield Specimen(
@@ -205,6 +209,14 @@ def _conv_norm(channels: int, *, integer: bool) -> Pattern:
     def pattern(chain: Chain) -> None:
         chain.conv(Kind.POINTWISE, channels, 1, integer=integer)
         chain.norm()
+
+    return pattern
+
+
+def _silu_apart(channels: int) -> Pattern:
+    def pattern(chain: Chain) -> None:
+        chain.conv(Kind.POINTWISE, channels, 1, integer=True)
+        chain.silu(integer=False)
 
     return pattern
 
