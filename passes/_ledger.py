@@ -199,7 +199,7 @@ def _change(
     for one, other in ((maker, reader), (reader, maker)):
         if one is None or one.kind not in CONVOLUTIONS:
             continue
-        if other is not None and other.kind in CONVOLUTIONS:  # each pays half of both
+        if other is not None and other.kind in CONVOLUTIONS:  # one of the two orders applies
             yield one.name, other.name, nhwc + blocked
         elif other is not None and other.kind in _FOLLOWING:
             yield one.name, other.name, nhwc

@@ -8,19 +8,21 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 from qhyvit_onnx import __version__
 from qhyvit_onnx.config import CompileConfig
+from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.data import Feeds, Source, open_feeds
 from qhyvit_onnx.data.preprocess import Recipe
-from qhyvit_onnx.errors import ModelError
+from qhyvit_onnx.errors import ModelError, PassError
 from qhyvit_onnx.facts import EMITTED
 from qhyvit_onnx.model_io import check_model, input_specs, load_model
 from qhyvit_onnx.pipeline import Watcher, default_pipeline, run
 from qhyvit_onnx.recipes import Form, find_recipe, undeployable
 from qhyvit_onnx.report import Report, make_report
-from qhyvit_onnx.runtime import cpu_features
+from qhyvit_onnx.runtime import Arithmetic, Options, OrtFile, Session, cpu_features, ort_file
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import find_target
 
@@ -31,6 +33,8 @@ class Compiled:
 
     model: onnx.ModelProto
     report: Report
+    ort: OrtFile | None = None
+    """With ``emit_ort``: the model in onnxruntime's own format."""
 
 
 def compile_model(
@@ -64,7 +68,20 @@ def compile_model(
     steps = run(default_pipeline(config, target), state, watcher)
     emitted = state.get(EMITTED)
     _stamp(emitted, digest, config, calibrated, target.name)
-    return Compiled(emitted, make_report(state, steps, target))
+    ort = _ort_file(emitted, target, calibrated) if config.emit_ort else None
+    return Compiled(emitted, make_report(state, steps, target), ort)
+
+
+def _ort_file(model: onnx.ModelProto, target: Target, samples: Feeds) -> OrtFile:
+    """Return ``model`` in onnxruntime's own format, checked to compute the same on one sample."""
+    found = ort_file(model, arm=target.is_arm)
+    options = Options(arithmetic=Arithmetic.EXACT)
+    sample = next(iter(samples))
+    want, got = Session(model, options).run(sample), Session(found.model, options).run(sample)
+    apart = [name for name in want if not np.allclose(want[name], got[name], rtol=1e-3, atol=1e-5)]
+    if apart:
+        raise PassError(f"the .ort file computes another {apart[0]} than the model it was made of")
+    return found
 
 
 def load(model: str | PathLike[str] | onnx.ModelProto) -> onnx.ModelProto:

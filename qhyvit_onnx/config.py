@@ -196,6 +196,9 @@ class CompileConfig:
     target: str = "auto"
     """Name of a target in ``targets.py``; ``auto`` takes the CPU this runs on."""
 
+    emit_ort: bool = False
+    """Also make the file of onnxruntime's own format, for the platform of the target."""
+
     exclude: tuple[str, ...] = ()
     """Glob patterns on node names: these stay float."""
 

@@ -134,6 +134,39 @@ def symbolic_shapes(model: onnx.ModelProto) -> dict[str, onnx.TypeProto]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class OrtFile:
+    """A model in onnxruntime's own format."""
+
+    model: bytes
+    operators: str
+    """Operators and types that a reduced build needs to run it, as its build script takes them."""
+
+
+def ort_file(model: onnx.ModelProto, *, arm: bool) -> OrtFile:
+    """Return ``model`` optimized for one platform and saved in onnxruntime's own format.
+
+    Made by onnxruntime's converter, in a process and a folder of its own.
+
+    Error:
+        ModelError when the converter refuses the model.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        onnx.save(model, path / "model.onnx")
+        command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", "."]
+        command += ["--optimization_style", "Fixed", "--enable_type_reduction"]
+        command += ["--target_platform", "arm" if arm else "amd64"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        written = path / "model.ort"
+        if done.returncode or not written.exists():
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ModelError(f"onnxruntime cannot convert the model: {last[:LONGEST]}")
+        lines = (path / "required_operators_and_types.config").read_text().splitlines()
+        kept = [f"{line}\n" for line in lines if not line.startswith("#")]  # "#": where it was made
+        return OrtFile(written.read_bytes(), "".join(kept))
+
+
 def _session_options(options: Options) -> ort.SessionOptions:
     chosen = ort.SessionOptions()
     chosen.intra_op_num_threads = options.threads or (os.cpu_count() or 1)

@@ -14,6 +14,7 @@ from PIL import Image
 
 import qhyvit_onnx.compiler
 from qhyvit_onnx.cli import COMMANDS, main
+from qhyvit_onnx.runtime import Arithmetic, Options, Session
 from qhyvit_onnx.targets import TARGETS
 
 NET = """
@@ -310,3 +311,24 @@ def test_profile_writes_a_table_that_compile_takes(home, refused, monkeypatch, c
     assert (
         main(["compile", "net.onnx", "--calib", "calib.npz", "--target", "board.toml", "-q"]) == 0
     )
+
+
+def test_emit_ort_writes_a_file_that_runs_and_what_it_needs(home, capsys):
+    arguments = ["compile", "net.onnx", "--calib", "calib.npz", "--target", "arm64"]
+    assert main([*arguments, "--emit", "ort"]) == 0
+    assert "net.qdq.ort" in capsys.readouterr().out
+    x = {"x": np.load(home / "calib.npz")["x"][:1]}
+    options = Options(arithmetic=Arithmetic.EXACT)
+    plain, converted = (
+        Session(home / f"net.qdq.{kind}", options).run(x) for kind in ("onnx", "ort")
+    )
+    assert all(np.allclose(plain[name], converted[name], atol=1e-5) for name in plain)
+    needed = (home / "net.qdq.required_operators_and_types.config").read_text()
+    assert "QLinearConv" in needed
+    assert str(home) not in needed
+    assert not needed.startswith("#")
+
+
+def test_nothing_is_written_when_one_of_four_files_exists(home, refused):
+    (home / "net.qdq.ort").write_text("mine")
+    refused(2, "net.qdq.ort exists", "compile", "net.onnx", "--calib", "calib.npz", "--emit", "ort")

@@ -3,7 +3,7 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -26,6 +26,19 @@ class Files:
 
     model: Path
     report: Path
+    ort: Path | None = None
+
+    @property
+    def operators(self) -> Path | None:
+        """What a reduced build of onnxruntime needs, beside the .ort file."""
+        name = "required_operators_and_types.config"
+        return None if self.ort is None else self.ort.with_name(f"{self.ort.stem}.{name}")
+
+    @property
+    def written(self) -> list[Path]:
+        """Every file, in the order of the summary."""
+        found = (self.model, self.report, self.ort, self.operators)
+        return [path for path in found if path is not None]
 
 
 @click.command()
@@ -49,6 +62,12 @@ class Files:
 @_options.preprocess
 @settings
 @_options.json_out
+@click.option(
+    "--emit",
+    type=click.Choice(["ort"]),
+    help="Also write the model in onnxruntime's own format, optimized for the platform of the "
+    "target, and the operators that a reduced build needs.",
+)
 @click.option("--dry-run", is_flag=True, help="Do all the work, write no file.")
 @click.option("-v", "--verbose", is_flag=True, help="Say where each unit went, and near-misses.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; warnings and errors stay.")
@@ -61,6 +80,7 @@ def command(
     preprocess: str | None,
     config: CompileConfig,
     json_out: str | None,
+    emit: str | None,
     dry_run: bool,
     verbose: bool,
     quiet: bool,
@@ -71,7 +91,8 @@ def command(
     """
     from qhyvit_onnx.compiler import compile_model
 
-    files = None if dry_run else _plan(model, output, json_out, calib, overwrite=overwrite)
+    files = None if dry_run else _plan(model, output, json_out, calib, emit, overwrite=overwrite)
+    config = replace(config, emit_ort=emit == "ort")
     with _progress(_loudness(quiet=quiet, verbose=verbose)) as progress:
         compiled = compile_model(model, calib, config, preprocess=preprocess, watcher=progress)
     if files:
@@ -98,7 +119,13 @@ def _progress(loudness: "Loudness") -> "Progress":
 
 
 def _plan(
-    model: Path, output: Path | None, json_out: str | None, calib: str | None, *, overwrite: bool
+    model: Path,
+    output: Path | None,
+    json_out: str | None,
+    calib: str | None,
+    emit: str | None,
+    *,
+    overwrite: bool,
 ) -> Files:
     """Return where the results go; raise, before any long work, when they could not be written."""
     from qhyvit_onnx.output import Overwrite, check_output
@@ -109,27 +136,43 @@ def _plan(
     rule = Overwrite.REPLACE if overwrite else Overwrite.REFUSE
     read = [model, *([Path(calib)] if calib else [])]
     check_output(output, rule, inputs=read)
-    check_output(report, rule, inputs=[*read, output])
-    return Files(output, report)
+    files = Files(output, report, output.with_suffix(".ort") if emit else None)
+    for index, path in enumerate(files.written[1:], 1):
+        check_output(path, rule, inputs=[*read, *files.written[:index]])
+    return files
 
 
 def _write(files: Files, compiled: "Compiled") -> None:
-    """Write both results; when one cannot be written, neither is there.
+    """Write all results; when one cannot be written, none is there.
 
-    The report is complete on the disk, under a temporary name, before the model is put in place.
+    Each is complete on the disk, under a temporary name, before the next is begun; the model comes
+    last and is put in place first.
     """
     from qhyvit_onnx.output import model_bytes, save_atomically
 
-    content = model_bytes(compiled.model)
-    report = f"{compiled.report.model_dump_json(indent=2)}\n".encode()
+    contents = {
+        files.model: model_bytes(compiled.model),
+        files.report: f"{compiled.report.model_dump_json(indent=2)}\n".encode(),
+    }
+    if compiled.ort is not None and files.ort is not None and files.operators is not None:
+        contents |= {
+            files.ort: compiled.ort.model,
+            files.operators: compiled.ort.operators.encode(),
+        }
 
-    def report_then_model(stream: BinaryIO) -> None:
-        stream.write(report)
-        stream.flush()
-        os.fsync(stream.fileno())
-        save_atomically(files.model, content)
+    def save(paths: list[Path]) -> None:
+        *before, path = paths
 
-    save_atomically(files.report, report_then_model)
+        def this_then_others(stream: BinaryIO) -> None:
+            stream.write(contents[path])
+            stream.flush()
+            os.fsync(stream.fileno())
+            if before:
+                save(before)
+
+        save_atomically(path, this_then_others)
+
+    save(list(contents))
 
 
 def _tell(report: "Report", model: Path, files: Files | None, json_out: str | None) -> None:
@@ -140,7 +183,7 @@ def _tell(report: "Report", model: Path, files: Files | None, json_out: str | No
     if json_out == STDOUT:
         click.echo(report.model_dump_json(indent=2))
     else:
-        print_summary(report, model, [files.model, files.report] if files else [])
+        print_summary(report, model, files.written if files else [])
     if not report.data.deployable:
         warn(not_deployable(report.data.kind))
     if line := slower(report):

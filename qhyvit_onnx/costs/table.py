@@ -94,6 +94,11 @@ class Target:
         """Return the cost of one unit of ``size`` in the row ``key``."""
         return self.rows[key].of(size)
 
+    @property
+    def is_arm(self) -> bool:
+        """Whether this is an ARM CPU: onnxruntime has the blocked layout on x86 alone."""
+        return self.cost(layout_key("blocked"), Size(elements=1.0)) == 0.0
+
     def with_free_int8(self) -> "Target":
         """Return this CPU with int8 and conversion at no cost, and float at some cost always.
 
