@@ -7,7 +7,7 @@ divided by the elements of the tensor.
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Sequence
 from math import isqrt
 
 import numpy as np
@@ -45,12 +45,12 @@ class FastForms:
     """Edits one graph; ``carried`` then holds what is carried in the new forms."""
 
     def __init__(
-        self, graph: Graph, chosen: Mapping[str, Unit], grids: Grids, placement: Placement
+        self, graph: Graph, chosen: Sequence[Unit], grids: Grids, placement: Placement
     ) -> None:
-        """Look at what is decided."""
-        self._graph, self._chosen, self._grids = graph, chosen, grids
+        """Look at what is decided: ``chosen`` are the units that run int8."""
+        self._graph, self._grids = graph, grids
         self._owners, self._taken = dict(placement.carried), names(graph)
-        self._integer = {id(node) for unit in chosen.values() for node in unit.nodes}
+        self._integer = {id(node) for unit in chosen for node in unit.nodes}
 
     @property
     def carried(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.passes._ledger import Ledger
 from qhyvit_onnx.passes._limits import limit_of
 from qhyvit_onnx.state import State
+from qhyvit_onnx.symbolic.dims import is_number
 from qhyvit_onnx.units import Kind, Unit, is_softmax, source_of
 from qhyvit_onnx.work import shapes_at
 
@@ -43,15 +44,15 @@ class Fastest:
 def fastest(state: State, units: Sequence[Unit], target: Target) -> Fastest:
     """Return the cheapest placement on ``target``; with Extent.FULL int8 costs nothing.
 
-    Sizes are those of the calibration samples, as tensors were seen and else as shapes say.
+    Sizes are those of the calibration samples, as tensors were seen and else as shapes say; what
+    hangs on data counts nothing.
     """
     everything = state.config.placement is Extent.FULL
     sample = next(iter(state.calibration), {})
     stats = state.get(RANGES)
-    shapes = {
-        **shapes_at(state.graph, {name: array.shape for name, array in sample.items()}),
-        **{name: item.shape for name, item in stats.items()},
-    }
+    told = shapes_at(state.graph, {name: array.shape for name, array in sample.items()})
+    known = {name: shape for name, shape in told.items() if all(map(is_number, shape))}
+    shapes = {**known, **{name: item.shape for name, item in stats.items()}}
     refused = {
         unit.name: reason
         for unit in units

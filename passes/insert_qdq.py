@@ -44,7 +44,7 @@ class InsertQdq(Pass):
                 weights.write(unit)
             if unit.clip is not None and grids.activations[unit.output.name].bits < 8:
                 _let_codes_clip(unit)
-        forms = FastForms(state.graph, {unit.name: unit for unit in chosen}, grids, placement)
+        forms = FastForms(state.graph, chosen, grids, placement)
         faster = forms.write()
         tidy(state.graph)
         carried = forms.carried

@@ -25,7 +25,7 @@ def changed(state, model, carried=(), scale=COARSE, chosen=("next",)):
     """Return the model in fast forms, how many were taken, and what is carried then."""
     found = state(model)
     Normalise().run(found)
-    units = {unit.name: unit for unit in find_units(found.graph) if unit.name in chosen}
+    units = [unit for unit in find_units(found.graph) if unit.name in chosen]
     grids = Grids(dict.fromkeys(carried, Grid(scale, 8)), {})
     forms = FastForms(found.graph, units, grids, Placement(chosen, {n: n for n in carried}, {}))
     count = forms.write()
