@@ -170,6 +170,8 @@ def unit_of(body, **weights):
          Size(4 * 16 * 72, 8 * 36 + 4 * 16, 1)),
         ("y = Conv <group = 8, kernel_shape = [3, 3]> (x, w)", {"w": (8, 1, 3, 3)}, DEPTHWISE_3X3,
          Size(8 * 16 * 9, 8 * 36 + 8 * 16, 8)),
+        ("y = Conv <group = 8, kernel_shape = [3, 3], strides = [2, 2]> (x, w)",
+         {"w": (8, 1, 3, 3)}, Kind.DEPTHWISE, Size(8 * 4 * 9, 8 * 36 + 8 * 4, 8)),
         ("y = Conv <group = 8, kernel_shape = [5, 5]> (x, w)", {"w": (8, 1, 5, 5)}, Kind.DEPTHWISE,
          Size(8 * 4 * 25, 8 * 36 + 8 * 4, 8)),
         ("y = MatMul (x, w)", {"w": (6, 5)}, Kind.MATMUL, Size(8 * 6 * 5 * 6, 288 + 240 + 30)),

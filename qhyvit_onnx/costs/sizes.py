@@ -21,7 +21,9 @@ from qhyvit_onnx.work import Shapes, multiply_adds
 def row_of(unit: Unit) -> str:
     """Return the name of the row that prices ``unit``."""
     if unit.kind is Kind.DEPTHWISE and unit.weight is not None:
-        return DEPTHWISE_3X3 if tuple(unit.weight.shape[2:]) == (3, 3) else str(unit.kind)
+        steps = {*unit.node.attrs.get("strides", []), *unit.node.attrs.get("dilations", [])}
+        if tuple(unit.weight.shape[2:]) == (3, 3) and steps <= {1}:
+            return DEPTHWISE_3X3
     return str(unit.kind)
 
 
