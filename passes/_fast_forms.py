@@ -8,7 +8,6 @@ divided by the elements of the tensor.
 
 import itertools
 from collections.abc import Sequence
-from math import isqrt
 
 import numpy as np
 
@@ -102,7 +101,7 @@ class FastForms:
     def _unfolds(self) -> int:
         """Cut maps into patches by SpaceToDepth: 12 instructions instead of 52."""
         found = 0
-        for last in [node for node in self._graph.nodes if _swaps(node)]:
+        for last in [node for node in self._graph.nodes if _turns(node, _SWAPPED)]:
             chain = _unfold(self._graph, last)
             if chain is None:
                 continue
@@ -120,7 +119,7 @@ class FastForms:
     def _folds(self) -> int:
         """Put patches together in two steps that move whole rows: 8 instructions instead of 57."""
         found = 0
-        for node in [node for node in self._graph.nodes if _swaps(node)]:
+        for node in [node for node in self._graph.nodes if _turns(node, _SWAPPED)]:
             source, out = node.inputs[0], node.outputs[0]
             shape = tuple(source.shape or ())
             if len(shape) != 4 or not all(isinstance(dim, int) for dim in shape[1:]):
@@ -149,7 +148,8 @@ class FastForms:
             source, out = first.inputs[0], last.outputs[0]
             cuts = list(turn.attrs["perm"]) == _PARTED[0]
             whole, parts = (source, out) if cuts else (out, source)
-            side = _side(tuple(whole.shape or ()), tuple(parts.shape or ()))
+            cut = first.outputs[0] if cuts else last.inputs[0]
+            side = _side(*(tuple(tensor.shape or ()) for tensor in (whole, cut, parts)))
             if side is None:
                 continue
             last.outputs.clear()
@@ -196,12 +196,16 @@ class FastForms:
         return name
 
 
+_SWAPPED = [0, 3, 2, 1]
+
 _PARTED = ([0, 1, 3, 5, 2, 4], [0, 1, 4, 2, 5, 3])
 """Axes (N, C, H/b, b, W/b, b) with the pixels of a patch first, and back."""
 
 
 def _turns(node: Node, *perms: list[int]) -> bool:
-    return bool(node.inputs) and node.op == "Transpose" and list(node.attrs["perm"]) in perms
+    """Tell whether ``node`` is a Transpose by one of ``perms`` that is still in the graph."""
+    turns = node.op == "Transpose" and list(node.attrs.get("perm", [])) in perms
+    return turns and bool(node.inputs)
 
 
 def _between_reshapes(graph: Graph, turn: Node) -> tuple[Node, Node] | None:
@@ -212,25 +216,17 @@ def _between_reshapes(graph: Graph, turn: Node) -> tuple[Node, Node] | None:
     return (first, last) if sole_consumer(graph, first.outputs[0]) is turn else None
 
 
-def _side(whole: tuple, parts: tuple) -> int | None:  # type: ignore[type-arg]
-    """Return the side of the square patches that (N, C, H, W) is cut into, if it is."""
-    if len(whole) != 4 or len(parts) != 4:
+def _side(whole: tuple, cut: tuple, parts: tuple) -> int | None:  # type: ignore[type-arg]
+    """Return the side b of square patches: (N, C, H, W) to (N, C, H/b, b, W/b, b) to parts."""
+    if (len(whole), len(cut), len(parts)) != (4, 6, 4):
         return None
-    if not all(isinstance(size, int) for size in (*whole[1:], *parts[1:])):
+    if not all(isinstance(size, int) for size in (*whole[1:], *cut[1:], *parts[1:])):
         return None
-    (channels, height, width), (same, pixels, count) = whole[1:], parts[1:]
-    side = isqrt(pixels)
-    fits = side > 1 and side**2 == pixels and height % side == width % side == 0
-    right = count == (height // side) * (width // side) and same == channels
-    return side if fits and right else None
-
-
-def _swaps(node: Node) -> bool:
-    return (
-        bool(node.inputs)
-        and node.op == "Transpose"
-        and list(node.attrs.get("perm", [])) == [0, 3, 2, 1]
-    )
+    channels, height, width = whole[1:]
+    _, down, side, across, other = cut[1:]
+    square = side == other > 1 and (down * side, across * side) == (height, width)
+    same = cut[1] == channels and parts[1:] == (channels, side**2, down * across)
+    return side if square and same else None
 
 
 def _unfold(graph: Graph, last: Node) -> tuple[Node, Node, Node, Node] | None:

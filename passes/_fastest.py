@@ -74,7 +74,7 @@ def _forced(
     """Return the units that ``patterns`` name and that can run int8; each must name one."""
     found: set[str] = set()
     for pattern in patterns:
-        named = [u for u in units if any(fnmatchcase(node.name, pattern) for node in u.nodes)]
+        named = [unit for unit in units if _is_named(unit, pattern)]
         able = {unit.name for unit in named} - refused.keys()
         if not able:
             why = f": {named[0].name} stays float: {refused[named[0].name]}" if named else ""
@@ -87,8 +87,13 @@ def _forced(
 
 
 def _excluded(unit: Unit, patterns: Sequence[str]) -> str:
-    hits = [p for p in patterns if any(fnmatchcase(node.name, p) for node in unit.nodes)]
+    hits = [pattern for pattern in patterns if _is_named(unit, pattern)]
     return f"excluded by {hits[0]!r}" if hits else ""
+
+
+def _is_named(unit: Unit, pattern: str) -> bool:
+    """Tell whether ``pattern`` matches any node of ``unit``."""
+    return any(fnmatchcase(node.name, pattern) for node in unit.nodes)
 
 
 def _refusal(unit: Unit, stats: Mapping[str, TensorStats], everything: bool) -> str:  # noqa: FBT001

@@ -76,7 +76,6 @@ class Border:
 class Line:
     """What one unit costs by itself."""
 
-    unit: Unit
     float_cost: float
     int8_cost: float
 
@@ -145,7 +144,6 @@ class Ledger:
     def _line(self, unit: Unit) -> Line:
         row, size = row_of(unit), size_of(unit, self._shapes)
         return Line(
-            unit,
             self._target.cost(float_key(row), size),
             self._target.cost(int8_key(row), size),
         )

@@ -159,6 +159,43 @@ def test_patches_are_put_together_in_two_steps(state, run_model, batch):
     same(run_model, model, found, (batch if batch != "N" else 5, 4, 24, 16))
 
 
+PART = """
+    a = Reshape (x, six) b = Transpose <perm = [0, 1, 3, 5, 2, 4]> (a)
+    c = Reshape (b, parts) y = Neg (c)
+"""
+JOIN = """
+    a = Reshape (x, six) b = Transpose <perm = [0, 1, 4, 2, 5, 3]> (a)
+    c = Reshape (b, whole) y = Neg (c)
+"""
+
+
+@pytest.mark.parametrize("batch", [1, 3, "N"])
+def test_patches_that_stay_maps_are_cut_by_space_to_depth(state, run_model, batch):
+    model = moved(PART, (batch, 16, 8, 12), six=[-1, 16, 4, 2, 6, 2], parts=[-1, 16, 4, 24])
+    found, count, _ = changed(state, model)
+    assert (count, ops(found)) == (1, ["SpaceToDepth", "Reshape", "Transpose", "Neg"])
+    same(run_model, model, found, (batch if batch != "N" else 5, 16, 8, 12))
+
+
+@pytest.mark.parametrize("batch", [1, 3, "N"])
+def test_patches_that_stay_maps_are_put_together_by_depth_to_space(state, run_model, batch):
+    model = moved(JOIN, (batch, 16, 4, 24), six=[-1, 16, 2, 2, 4, 6], whole=[-1, 16, 8, 12])
+    found, count, _ = changed(state, model)
+    assert (count, ops(found)) == (1, ["Transpose", "Reshape", "DepthToSpace", "Neg"])
+    same(run_model, model, found, (batch if batch != "N" else 5, 16, 4, 24))
+
+
+@pytest.mark.parametrize(
+    ("six", "parts"),
+    [([-1, 16, 8, 1, 3, 4], [-1, 16, 4, 24]), ([-1, 16, 2, 4, 12, 1], [-1, 16, 4, 24])],
+)
+def test_maps_cut_otherwise_stay(state, run_model, six, parts):
+    model = moved(PART, (1, 16, 8, 12), six=six, parts=parts)
+    found, count, _ = changed(state, model)
+    assert count == 0
+    same(run_model, model, found, (1, 16, 8, 12))
+
+
 @pytest.mark.parametrize("patches", [1, 32])
 def test_wide_swaps_stay(state, patches):
     model = moved("y = Transpose <perm = [0, 3, 2, 1]> (x)", (1, patches, 24, 64))
@@ -188,3 +225,10 @@ def test_other_grouped_convolutions_stay(state, shape):
     found = state(model)
     Normalise().run(found)
     assert ops(found) == ["Conv"]
+
+
+def test_a_transpose_without_a_perm_is_left_alone(state, run_model):
+    model = moved("y = Transpose (x)", (1, 4, 24, 16))
+    found, count, _ = changed(state, model)
+    assert (count, ops(found)) == (0, ["Transpose"])
+    same(run_model, model, found, (1, 4, 24, 16))
