@@ -12,6 +12,9 @@ import numpy as np
 
 HERE = Path(__file__).parent / "arm"
 
+TARGETS = {"a53": "arm64-base", "a76": "arm64", "i8mm": "arm64-i8mm"}
+"""Emulated cores, each with the target that is for it."""
+
 
 def set_up(emulator: Path) -> None:
     """Make the emulator in its folder, once; stop with what is missing when that fails."""

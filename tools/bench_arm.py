@@ -26,12 +26,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from _bench import Feed, Rows, npz_feeds, quantize_static, speed_only, table
-from _emulated import count, set_up
+from _emulated import TARGETS, count, set_up
 
 from qhyvit_onnx.compiler import compile_model
 from qhyvit_onnx.runtime import Arithmetic, Options, Session
-
-TARGETS = {"a53": "arm64-base", "a76": "arm64", "i8mm": "arm64-i8mm"}
 
 
 def main() -> None:

@@ -20,12 +20,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 from _bench import Feed, Rows, npz_feeds, speed_only, table
-from _emulated import count, set_up
+from _emulated import TARGETS, count, set_up
 
 from qhyvit_onnx.compiler import Compiled, compile_model
 from qhyvit_onnx.kinds import LAYERS
 
-TARGETS = {"a53": "arm64-base", "a76": "arm64", "i8mm": "arm64-i8mm"}
 FLIPPED = 0.05
 
 

@@ -14,26 +14,23 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import onnx
+from _emulated import TARGETS as EMULATED
 from _emulated import count, count_haswell, set_up
 
 from qhyvit_onnx.costs.clock import measure
 from qhyvit_onnx.costs.fit import fit
 from qhyvit_onnx.costs.specimens import LONG, SHORT, Specimen, specimens
-from qhyvit_onnx.costs.table import Target, dump_table, layout_key
+from qhyvit_onnx.costs.table import dump_table, layout_key
 from qhyvit_onnx.runtime import version
+from qhyvit_onnx.targets import TARGETS
 
-CORES = {"arm64": "a76", "arm64-i8mm": "i8mm", "arm64-base": "a53"}
-SUMMARIES = {
-    "arm64": "ARM with dot product (Cortex-A76 and later): Raspberry Pi 5, phones",
-    "arm64-i8mm": "ARM with int8 matrix products (Cortex-A510, A715, Neoverse V1 and later)",
-    "arm64-base": "ARM without dot product (Cortex-A53, A72): Raspberry Pi 3 and 4",
-    "x64-vnni": "x86-64 with AVX512-VNNI or AVX-VNNI",
-    "x64-avx2": "x86-64 with AVX2 only: weights kept from saturating products",
-}
+CORES = {target: core for core, target in EMULATED.items()}
+SHIPPED = {target.name: target for target in TARGETS}
 
 
 def main() -> None:
@@ -41,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("target", choices=SUMMARIES)
+    parser.add_argument("target", choices=SHIPPED)
     parser.add_argument("--emulator", type=Path, default=Path("out/arm"))
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--raw", type=Path, help="also keep what each model cost, as JSON")
@@ -65,14 +62,8 @@ def main() -> None:
         args.raw.write_text(json.dumps(named, indent=1))
     date = datetime.now(UTC).date()
     provenance = f"onnxruntime {version()}, {how}, tools/measure_target.py, {date}"
-    table = Target(
-        args.target,
-        SUMMARIES[args.target],
-        unit,
-        provenance,
-        fit(chosen, measured, free),
-        128 if args.target == "x64-avx2" else 0,
-    )
+    rows = fit(chosen, measured, free)
+    table = replace(SHIPPED[args.target], unit=unit, provenance=provenance, rows=rows)
     output = args.output or Path(f"qhyvit_onnx/assets/targets/{args.target}.toml")
     output.write_text(dump_table(table), encoding="utf-8")
     print(output)

@@ -63,8 +63,9 @@ class Specimen:
 
 
 def specimens() -> list[Specimen]:
-    """Return every model."""
-    return [*_forms(), *_borders(), *_float_only()]
+    """Return every model, each once."""
+    found = (*_forms(), *_borders(), *_float_only())
+    return list({specimen.name: specimen for specimen in found}.values())
 
 
 def _forms() -> Iterator[Specimen]:
