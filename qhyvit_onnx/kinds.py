@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What a unit computes; each kind has one row in a target's table."""
+    """What a unit computes; each kind has a row in float and one in int8 in a target's table."""
 
     CONV = "conv"
     """Convolution that mixes channels and space."""

@@ -65,7 +65,7 @@ def command(
     """Show what is in MODEL, where convolutions and attention meet, and what would be int8.
 
     Needs no data and changes no model. With --calib also where one grid per tensor is too coarse.
-    Sizes are unknown without data: a unit "when large enough" is decided by compile.
+    What would be int8 goes by speed alone; compile may leave more in float for accuracy.
     """
     from qhyvit_onnx.inspection import inspect_model
     from qhyvit_onnx.overview import print_overview

@@ -23,7 +23,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class UnitView:
-    """One fusion unit and what the target's table says about its kind."""
+    """One fusion unit and where it would run on the target, by cost alone."""
 
     name: str
     kind: str
