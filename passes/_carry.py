@@ -2,6 +2,7 @@
 """Activations carried as uint8: one Q per tensor, one DQ that its integer readers share."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from qhyvit_onnx.graph import (
     variable,
 )
 from qhyvit_onnx.grid import Grid
+from qhyvit_onnx.passes._integer_gelu import Readings
 from qhyvit_onnx.units import Unit, moves
 
 _PASSES_Q = MOVEMENT | {"Relu", "Clip", "Add"}
@@ -44,10 +46,11 @@ class Carrier:
     """Inserts Q and DQ for every carried tensor."""
 
     def __init__(
-        self, graph: Graph, chosen: Sequence[Unit], grids: Grids, carried: Mapping[str, str]
-    ) -> None:
+        self, graph: Graph, chosen: Sequence[Unit], grids: Grids, carried: Mapping[str, str],
+        readings: Readings = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         """Look up the tensors once: names change while Q and DQ are written."""
-        self._graph, self._grids, self._carried = graph, grids, carried
+        self._graph, self._grids, self._readings = graph, grids, readings
         self._taken = names(graph)
         self._integer = {id(node): unit for unit in chosen for node in unit.nodes}
         self._parameters: dict[Grid, tuple[Tensor, Tensor]] = {}
@@ -116,7 +119,12 @@ class Carrier:
         if grid.bits < 8:
             codes = self._clipped(codes, grid)
         copied = len(plan.floating) > 1 or any(_multiplies(node) for node in plan.floating)
-        direct = plan.integer if copied else [*plan.integer, *plan.floating]
+        own = [n for n in plan.integer if (tensor.name, n.name) not in self._readings]
+        for node in plan.integer:
+            if node not in own:
+                reading = self._pair(self._readings[tensor.name, str(node.name)])
+                _rewire([node], tensor, self._restore(tensor, codes, f"_dq_{node.op}", reading))
+        direct = own if copied else [*own, *plan.floating]
         if direct or copied or public:
             restored = self._restore(tensor, codes, "_dq", self._pair(grid))
             _rewire(direct, tensor, restored)

@@ -7,12 +7,12 @@ divided by the elements of the tensor.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from qhyvit_onnx.composites import find_composites
-from qhyvit_onnx.facts import Grids, Placement
+from qhyvit_onnx.facts import Grids
 from qhyvit_onnx.graph import (
     Graph,
     Node,
@@ -44,11 +44,11 @@ class FastForms:
     """Edits one graph; ``carried`` then holds what is carried in the new forms."""
 
     def __init__(
-        self, graph: Graph, chosen: Sequence[Unit], grids: Grids, placement: Placement
+        self, graph: Graph, chosen: Sequence[Unit], grids: Grids, carried: Mapping[str, str]
     ) -> None:
         """Look at what is decided: ``chosen`` are the units that run int8."""
         self._graph, self._grids = graph, grids
-        self._owners, self._taken = dict(placement.carried), names(graph)
+        self._owners, self._taken = dict(carried), names(graph)
         self._integer = {id(node) for unit in chosen for node in unit.nodes}
 
     @property

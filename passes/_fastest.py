@@ -10,6 +10,7 @@ from qhyvit_onnx.costs.sizes import rest_cost
 from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.facts import RANGES, Prediction
+from qhyvit_onnx.grid import Grid
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.passes._ledger import Ledger
 from qhyvit_onnx.passes._limits import limit_of
@@ -41,11 +42,13 @@ class Fastest:
         return Prediction(unit, *costs)
 
 
-def fastest(state: State, units: Sequence[Unit], target: Target) -> Fastest:
+def fastest(
+    state: State, units: Sequence[Unit], target: Target, grids: Mapping[str, Grid]
+) -> Fastest:
     """Return the cheapest placement on ``target``; with Extent.FULL int8 costs nothing.
 
-    Sizes are those of the calibration samples, as tensors were seen and else as shapes say; what
-    hangs on data counts nothing.
+    ``grids`` are those of activations. Sizes are those of the calibration samples, as tensors were
+    seen and else as shapes say; what hangs on data counts nothing.
     """
     everything = state.config.placement is Extent.FULL
     sample = next(iter(state.calibration), {})
@@ -53,10 +56,14 @@ def fastest(state: State, units: Sequence[Unit], target: Target) -> Fastest:
     told = shapes_at(state.graph, {name: array.shape for name, array in sample.items()})
     known = {name: shape for name, shape in told.items() if all(map(is_number, shape))}
     shapes = {**known, **{name: item.shape for name, item in stats.items()}}
+
+    def refusal(unit: Unit) -> str:
+        return _refusal(unit, stats, everything) or limit_of(unit, stats, grids)
+
     refused = {
         unit.name: reason
         for unit in units
-        if (reason := _excluded(unit, state.config.exclude) or _refusal(unit, stats, everything))
+        if (reason := _excluded(unit, state.config.exclude) or refusal(unit))
     }
     forced = _forced(state.config.force_int8, units, refused)
     prices = Ledger(state.graph, units, target, shapes, forced)
@@ -97,9 +104,9 @@ def _is_named(unit: Unit, pattern: str) -> bool:
 
 
 def _refusal(unit: Unit, stats: Mapping[str, TensorStats], everything: bool) -> str:  # noqa: FBT001
-    """Return why no integer kernel may run ``unit``, else nothing."""
+    """Return why ``unit`` stays float whatever its grids, else nothing."""
     if unit.kind is Kind.SOFTMAX and not everything:
         return "Softmax is faster in float"  # on every target; what it reads is not even watched
     if any(not is_softmax(t) and t.name not in stats for t in map(source_of, unit.inputs)):
         return "no range is known for what it reads: empty, or not finite"
-    return limit_of(unit, stats)
+    return ""

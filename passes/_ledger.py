@@ -24,7 +24,8 @@ from qhyvit_onnx.units import CONVOLUTIONS, Kind, Unit, moves, readers, source_o
 from qhyvit_onnx.work import Shapes
 
 _FOLLOWING = frozenset({
-    Kind.ADD, Kind.MUL, Kind.CONCAT, Kind.POOL, Kind.SILU, Kind.SIGMOID, Kind.LEAKY_RELU,
+    Kind.ADD, Kind.MUL, Kind.CONCAT, Kind.POOL, Kind.SILU, Kind.GELU, Kind.SIGMOID,
+    Kind.LEAKY_RELU,
 })  # fmt: skip
 """Kinds whose kernels take a map in the layout in which it comes."""
 
@@ -201,7 +202,7 @@ def _change(
             yield one.name, other.name, nhwc + blocked
         elif other is not None and other.kind in _FOLLOWING:
             yield one.name, other.name, nhwc
-            if other.kind is Kind.SILU:  # its float kernel knows no blocked layout
+            if other.kind in {Kind.SILU, Kind.GELU}:  # no blocked layout in float
                 yield "", one.name, blocked
             else:
                 yield other.name, one.name, blocked

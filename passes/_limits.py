@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 
 from qhyvit_onnx.grid import Grid
+from qhyvit_onnx.kernels.gates import gelu_gate
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.units import Kind, Unit, source_of
 
@@ -18,8 +19,12 @@ LARGEST_RATIO = 128.0
 that, because scales may still be learned."""
 
 
-def limit_of(unit: Unit, stats: Stats) -> str:
+def limit_of(unit: Unit, stats: Stats, grids: Mapping[str, Grid]) -> str:
     """Return why the integer kernel of ``unit`` cannot be trusted, else nothing."""
+    if unit.kind is Kind.GELU:
+        read = source_of(unit.inputs[0]).name
+        gate = gelu_gate(grids[read], grids[unit.output.name], stats[read])
+        return "" if gate.hides else "an integer GELU would err by more than its output is rounded"
     if unit.kind is not Kind.SOFTMAX:
         return ""
     (tensor,) = unit.inputs

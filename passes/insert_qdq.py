@@ -7,12 +7,14 @@ their own DQ; a float tensor that a kernel fuses away has its Q as only reader.
 
 from dataclasses import dataclass
 
-from qhyvit_onnx.facts import GRIDS, PLACEMENT
+from qhyvit_onnx.facts import GRIDS, PLACEMENT, RANGES
 from qhyvit_onnx.graph import tidy
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._carry import Carrier
 from qhyvit_onnx.passes._fast_forms import FastForms
+from qhyvit_onnx.passes._integer_gelu import write_gelus
 from qhyvit_onnx.passes._roundings import beyond_kernels
+from qhyvit_onnx.passes._small_resizes import multiply_resizes
 from qhyvit_onnx.passes._weights import WeightWriter
 from qhyvit_onnx.recipes import find_recipe, undeployable
 from qhyvit_onnx.state import State
@@ -25,7 +27,7 @@ class InsertQdq(Pass):
 
     name = "insert-qdq"
     summary = "writes Q and DQ as the integer kernels need them"
-    needs = (GRIDS, PLACEMENT)
+    needs = (GRIDS, PLACEMENT, RANGES)
 
     def run(self, state: State) -> Outcome:
         """Edit the graph; nothing is decided here.
@@ -44,11 +46,13 @@ class InsertQdq(Pass):
                 weights.write(unit)
             if unit.clip is not None and grids.activations[unit.output.name].bits < 8:
                 _let_codes_clip(unit)
-        forms = FastForms(state.graph, chosen, grids, placement)
-        faster = forms.write()
+        found = write_gelus(state.graph, chosen, grids, placement.carried, state.get(RANGES))
+        tidy(state.graph)
+        forms = FastForms(state.graph, found.chosen, found.grids, found.carried)
+        faster = forms.write() + multiply_resizes(state.graph)
         tidy(state.graph)
         carried = forms.carried
-        Carrier(state.graph, chosen, grids, carried).write()
+        Carrier(state.graph, found.chosen, found.grids, carried, found.readings).write()
         tidy(state.graph)
         note = f"{len(carried)} tensors carried as uint8"
         return Outcome(len(carried), f"{note}, {faster} faster forms" if faster else note)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from qhyvit_onnx.config import CompileConfig, Extent, Guard
+from qhyvit_onnx.config import Extent, Guard
 from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.facts import PLACEMENT, PREDICTION, RANGES, SEARCHED, SENSITIVITY, UNITS
@@ -18,7 +18,6 @@ from qhyvit_onnx.passes._kernelless import kernelless
 from qhyvit_onnx.passes._ledger import Ledger
 from qhyvit_onnx.passes._quiet import quietest_enough
 from qhyvit_onnx.passes._sensitivity import Probe, measure
-from qhyvit_onnx.precision import Precision
 from qhyvit_onnx.state import State
 from qhyvit_onnx.units import Unit, find_units
 
@@ -49,7 +48,7 @@ class Place(Pass):
             raise ConfigError(
                 f"--exclude {missing[0]!r} matches no node", hint="see qhv-onnx inspect -v"
             )
-        found = fastest(state, units, self.target)
+        found = fastest(state, units, self.target, state.get(SEARCHED).activations)
         noise = self._measure(state, units, found.chosen)
         chosen = quietest_enough(found.ledger, found.chosen, noise, self.guard)
         left = [u.name for u in units if u.name not in chosen and u.name not in found.refused]
@@ -71,7 +70,7 @@ class Place(Pass):
         self, state: State, units: Sequence[Unit], placed: Collection[str]
     ) -> dict[str, float]:
         """Return the output noise of every unit in ``placed``; nothing when the guard is off."""
-        if not (self.guard.samples and placed) or _low(state.config):
+        if not (self.guard.samples and placed):
             return {}
         board = Board(state.graph, units, placed)
         probes = [Probe(unit, board.writes_codes(unit)) for unit in units if unit.name in placed]
@@ -81,12 +80,6 @@ class Place(Pass):
         return measure(
             state.model(), probes, state.get(SEARCHED), samples, lambda n: state.tick(n, total)
         )
-
-
-def _low(config: CompileConfig) -> bool:
-    """Tell whether fewer than 8 bits are asked for: then no unit is loud by accident."""
-    asked = Precision.parse(config.precision)
-    return min(asked.weights, asked.activations) < 8
 
 
 def _sensitive(noise: float) -> str:

@@ -89,8 +89,8 @@ class _Running:
             if by_weight in INTEGER_KERNELS:
                 return by_weight
         kernels = [op for op in self._by_name.get(unit.name, []) if op in INTEGER_KERNELS]
-        if unit.kind is Kind.SILU:
-            gate = self._by_name.get(unit.nodes[1].name, [])
+        if unit.kind in {Kind.SILU, Kind.GELU}:
+            gate = self._by_name.get(unit.gate, [])
             return kernels[0] if kernels and "QLinearSigmoid" in gate else ""
         return kernels[0] if kernels else ""
 

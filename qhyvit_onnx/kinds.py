@@ -25,6 +25,8 @@ class Kind(StrEnum):
     """Product of two activations: attention's QK and AV."""
     SILU = "silu"
     """x * Sigmoid(x)."""
+    GELU = "gelu"
+    """x times the normal distribution function of x; on integers with SiLU's kernels."""
     SIGMOID = "sigmoid"
     """Sigmoid of anything but a SiLU: a gate."""
     LEAKY_RELU = "leaky relu"

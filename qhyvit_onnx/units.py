@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhyvit_onnx.bounds import bounds_of
-from qhyvit_onnx.composites import find_composites
+from qhyvit_onnx.composites import Composite, find_composites
 from qhyvit_onnx.graph import (
     MOVEMENT,
     Graph,
@@ -86,6 +86,11 @@ class Unit:
         return (self.nodes[1].outputs[0],) if self.kind is Kind.SILU else ()
 
     @property
+    def gate(self) -> str:
+        """Name of the node that computes the sigmoid of a SiLU, or of a GELU on integers."""
+        return f"{self.name}/gate" if self.kind is Kind.GELU else str(self.nodes[1].name)
+
+    @property
     def weight_axis(self) -> int:
         """Axis of the output channels in the weight (ort: Conv 0, Gemm N, MatMul last)."""
         if self.kind in CONVOLUTIONS:
@@ -102,16 +107,20 @@ def find_units(graph: Graph) -> list[Unit]:
     """Return every unit of ``graph``, in topological order.
 
     Nothing inside a GELU, HardSwish or norm that is spelled out is a unit: a Q between its nodes
-    would keep onnxruntime from running it as one float kernel.
+    would keep onnxruntime from running it as one float kernel. A GELU is one as a whole.
     """
-    inside = {
-        node.name
-        for composite in find_composites(graph)
-        if composite.kind != "Silu"
-        for node in composite.nodes
-    }
-    free = (node for node in graph.nodes if node.name not in inside)
-    return [unit for node in free if (unit := _unit_at(graph, node)) is not None]
+    spelled = [item for item in find_composites(graph) if item.kind != "Silu"]
+    inside = {node.name for item in spelled for node in item.nodes}
+    gelus = {item.nodes[-1].name: _spelled(item) for item in spelled if item.kind == "Gelu"}
+    found = (
+        gelus.get(node.name) if node.name in inside else _unit_at(graph, node)
+        for node in graph.nodes
+    )  # fmt: skip
+    return [unit for unit in found if unit is not None]
+
+
+def _spelled(gelu: Composite) -> Unit:
+    return Unit(Kind.GELU, gelu.nodes[::-1], (gelu.input,), gelu.output)
 
 
 def _unit_at(graph: Graph, node: Node) -> Unit | None:
@@ -259,6 +268,7 @@ _FINDERS: dict[str, Finder] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Sigmoid": _sigmoid,
+    "Gelu": _single(Kind.GELU),
     "LeakyRelu": _single(Kind.LEAKY_RELU),
     "Softmax": _single(Kind.SOFTMAX),
     "Add": _pair(Kind.ADD),

@@ -51,7 +51,7 @@ def search_bridges(
     bridges = measurable(state)
     if not bridges:
         return now, 0
-    sites = _sites(state, units, target)
+    sites = _sites(state, units, target, grids.activations)
     inside = [_inside(state, bridge, sites, frozenset(fixed)) for bridge in bridges]
     judges = _Judges(state, grids, {unit.name: unit for unit in units}).of(bridges, inside)
     for done, (item, (lead, judge)) in enumerate(zip(inside, judges, strict=True)):
@@ -103,9 +103,9 @@ def _cost(segment: "Segment", inside: _Inside, weights: "Mapping[Key, Hook]") ->
     return cost
 
 
-def _sites(state: State, units: list[Unit], target: Target) -> Sites:
+def _sites(state: State, units: list[Unit], target: Target, grids: Mapping[str, Grid]) -> Sites:
     """Return where the model rounds if nothing is left float for its sensitivity."""
-    chosen = fastest(state, units, target).chosen
+    chosen = fastest(state, units, target, grids).chosen
     return sites_of(state.graph, units, Board(state.graph, units, chosen).placement())
 
 

@@ -133,14 +133,21 @@ class Chain:
         for _ in range(2):
             self._count(Kind.PRODUCT, read, prod(square) * depth, 2 * read.elements + prod(square))
 
-    def silu(self, *, integer: bool) -> None:
+    def silu(self, *, integer: bool, kind: Kind = Kind.SILU) -> None:
         """Append x * Sigmoid(x); onnxruntime's float kernel of it takes no blocked layout."""
         read = self._read(self.value.layout if integer else PLAIN, integer=integer)
         gate = self._node("Sigmoid", [read.name])
         if integer:
             gate = self._codes(gate, 0)
         self._write(self._node("Mul", [read.name, gate]), read.shape, read)
-        self._count(Kind.SILU, read, 0, 2 * read.elements)
+        self._count(kind, read, 0, 2 * read.elements)
+
+    def gelu(self, *, integer: bool) -> None:
+        """Append a GELU: on integers with the kernels of SiLU, on other grids."""
+        if integer:
+            self.silu(integer=True, kind=Kind.GELU)
+        else:
+            self.unary(Kind.GELU, "Gelu", domain="com.microsoft")
 
     def unary(
         self, kind: Kind | str, op: str, *, integer: bool = False, **attrs: int | str

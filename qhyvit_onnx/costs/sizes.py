@@ -45,7 +45,7 @@ def size_of(unit: Unit, shapes: Shapes) -> Size:
 
 
 def rest_cost(graph: Graph, units: Sequence[Unit], target: Target, shapes: Shapes) -> float:
-    """Return what the nodes outside of all units cost: norms, GELUs, and element by element.
+    """Return what the nodes outside of all units cost: norms, and element by element.
 
     A function spelled out in several nodes counts once, as onnxruntime runs it; data movement and
     what works on integers counts nothing.
@@ -69,8 +69,6 @@ def rest_cost(graph: Graph, units: Sequence[Unit], target: Target, shapes: Shape
 
 
 def _float_row(kind: str) -> str:
-    if kind == "Gelu":
-        return "gelu"
     return "norm" if "Norm" in kind else "elementwise"
 
 

@@ -91,6 +91,7 @@ def _maps(*, integer: bool) -> Iterator[_Listed]:
                 _pointwise(channels, wide, integer=integer),
             )  # fmt: skip
         yield "silu", shape, lambda chain: chain.silu(integer=integer)
+        yield "gelu", shape, lambda chain: chain.gelu(integer=integer)
         yield "conv, silu", shape, _conv_silu(channels, integer=integer)
         yield "add", shape, _pairs(Kind.ADD, "Add", integer=integer)
         yield "mul", shape, _pairs(Kind.MUL, "Mul", integer=integer)
@@ -166,7 +167,7 @@ def _float_only() -> Iterator[Specimen]:
         size = f"{count}x{width}"
         yield Specimen(f"elementwise {size}", shape, _unary("elementwise", "Neg"))
         yield Specimen(f"norm {size}", shape, Chain.norm)
-        yield Specimen(f"gelu {size}", shape, _unary("gelu", "Gelu", domain="com.microsoft"))
+        yield Specimen(f"gelu {size}", shape, lambda chain: chain.gelu(integer=False))
 
 
 def _convs(kind: Kind, form: tuple[int, int, int], *, integer: bool) -> Pattern:

@@ -13,7 +13,7 @@ from qhyvit_onnx.kinds import Kind
 
 QUANTIZE, DEQUANTIZE = "border.quantize", "border.dequantize"
 
-FLOAT_ONLY = ("norm", "gelu", "elementwise")
+FLOAT_ONLY = ("norm", "elementwise")
 """Rows in float beside the kinds of units: what never runs int8."""
 LAYOUTS = ("nhwc", "blocked")
 """Memory layouts of convolutions, in int8 and in float; changed at the border of a run of them."""

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from qhyvit_onnx.facts import Grids, Placement
+from qhyvit_onnx.facts import Grids
 from qhyvit_onnx.grid import Grid
 from qhyvit_onnx.passes._fast_forms import STEPS, TANH_ERROR, FastForms
 from qhyvit_onnx.passes.normalise import Normalise
@@ -27,7 +27,7 @@ def changed(state, model, carried=(), scale=COARSE, chosen=("next",)):
     Normalise().run(found)
     units = [unit for unit in find_units(found.graph) if unit.name in chosen]
     grids = Grids(dict.fromkeys(carried, Grid(scale, 8)), {})
-    forms = FastForms(found.graph, units, grids, Placement(chosen, {n: n for n in carried}, {}))
+    forms = FastForms(found.graph, units, grids, {n: n for n in carried})
     count = forms.write()
     found.graph.cleanup().toposort()
     return found, count, forms.carried

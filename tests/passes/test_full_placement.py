@@ -186,13 +186,14 @@ def test_an_average_of_nothing_runs(build, run_model, size, exclude):
 
 def test_a_spelled_out_function_is_told_once(build):
     body = """
-        d = Div (x, root) e = Erf (d) p = Add (e, one) m = Mul (x, p) [last] n = Mul (m, half)
+        c = Add (x, three) k = Clip (c, none, six) m = Mul (x, k) [last] n = Div (m, six)
         [twice] t = Add (n, n) [shifted] s = Add (t, one) [gate] y = HardSigmoid (s)
     """
-    arrays = {"root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
+    numbers = {"three": 3, "six": 6, "none": 0, "one": 1}
+    arrays = {name: np.float32(number) for name, number in numbers.items()}
     graph = import_graph(build(f"g (float[2, 8] x) => (float[2, 8] y) {{ {body} }}", **arrays))
     assert kernelless(graph, find_units(graph)) == {
-        "last": "Gelu: onnxruntime has no integer kernel",
+        "last": "HardSwish: onnxruntime has no integer kernel",
         "twice": "Add: not in a form that an integer kernel takes",
         "shifted": "Add with a constant: left float",
         "gate": "HardSigmoid: onnxruntime has no integer kernel",
@@ -219,5 +220,6 @@ def test_random_hybrids_leave_nothing_float(seed):
         verification=Verification(samples=1, rounds=0),
     )  # fmt: skip
     report = compile_model(build_model(text, **arrays), feeds, config).report  # audits as well
-    assert [unit.name for unit in report.units if not unit.int8] == []
+    left = {unit.kind for unit in report.units if not unit.int8}
+    assert left <= {"gelu"}  # where one on integers would err too much
     assert report.replay.differing == []

@@ -394,11 +394,19 @@ def test_law_of_activations(emit, name, target):
             assert len(quantizers) == 1
             restorers = [r for r in readers[node.output[0]] if r.op_type == "DequantizeLinear"]
             assert len(restorers) == len(readers[node.output[0]])
-            assert sum(constants[r.input[1]].ndim == 0 for r in restorers) <= 1  # one shared DQ
+            own = [r for r in restorers if not _gates(r, readers)]
+            assert sum(constants[r.input[1]].ndim == 0 for r in own) <= 1  # one shared DQ
             assert all(
                 float(constants[r.input[1]].flat[0]) == float(scale)
-                and int(constants[r.input[2]].flat[0]) == int(zero) for r in restorers
+                and int(constants[r.input[2]].flat[0]) == int(zero) for r in own
             )  # fmt: skip
+
+
+def _gates(restorer, readers):
+    """Tell whether only a part of an integer GELU reads what ``restorer`` gives."""
+    below = readers[restorer.output[0]]
+    parts = [n for n in below if n.op_type == "Sigmoid" or "_factor" in restorer.output[0]]
+    return below == parts
 
 
 @arm_and_x64
@@ -462,6 +470,8 @@ def test_law_of_fused_outputs(emit, name, target):
 
 
 def _last(unit):
+    if unit.kind is Kind.GELU:  # written anew
+        return unit.name
     return next(n.name for n in unit.nodes if any(out is unit.output for out in n.outputs))
 
 
@@ -668,7 +678,8 @@ def drawn(shape):
 
 @every_target
 @pytest.mark.parametrize(
-    ("name", "kernel", "exclude"), [("gelu", "FastGelu", ()), ("silu", "QuickGelu", ("Mul_2",))]
+    ("name", "kernel", "exclude"),
+    [("gelu", "FastGelu", ("Mul_5",)), ("silu", "QuickGelu", ("Mul_2",))],
 )
 def test_float_activations_behind_int8_layers_still_fuse(emit, name, kernel, exclude, target):
     found = emit(name, target, exclude=exclude)
