@@ -57,7 +57,7 @@ def gelu_gate(read: Grid, written: Grid, seen: TensorStats) -> Gate:
 
     ``seen``: statistics of x.
     """
-    x = (np.arange(read.top + 1) - read.zero_point) * read.scale
+    x = (np.arange(read.top + 1, dtype=np.float64) - read.zero_point) * read.scale
     codes = np.clip(np.rint(seen.centers / read.scale) + read.zero_point, 0, read.top)
     counts = np.bincount(codes.astype(np.intp), seen.counts, x.size)
     weights = (1 - _UNSEEN) * counts / max(counts.sum(), 1.0) + _UNSEEN / x.size

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activations carried as uint8: one Q per tensor, one DQ that its integer readers share."""
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from qhyvit_onnx.errors import PassError
-from qhyvit_onnx.facts import Grids
 from qhyvit_onnx.graph import (
     MOVEMENT,
     Graph,
@@ -24,8 +22,8 @@ from qhyvit_onnx.graph import (
     variable,
 )
 from qhyvit_onnx.grid import Grid
-from qhyvit_onnx.passes._integer_gelu import Readings
-from qhyvit_onnx.units import Unit, moves
+from qhyvit_onnx.passes._forms import Forms
+from qhyvit_onnx.units import moves
 
 _PASSES_Q = MOVEMENT | {"Relu", "Clip", "Add"}
 """Ops through which onnxruntime moves a Q up to a layer, or folds away between the two."""
@@ -45,19 +43,16 @@ class _Plan(NamedTuple):
 class Carrier:
     """Inserts Q and DQ for every carried tensor."""
 
-    def __init__(
-        self, graph: Graph, chosen: Sequence[Unit], grids: Grids, carried: Mapping[str, str],
-        readings: Readings = MappingProxyType({}),
-    ) -> None:  # fmt: skip
+    def __init__(self, graph: Graph, forms: Forms) -> None:
         """Look up the tensors once: names change while Q and DQ are written."""
-        self._graph, self._grids, self._readings = graph, grids, readings
+        self._graph, self._grids, self._readings = graph, forms.grids, forms.readings
         self._taken = names(graph)
-        self._integer = {id(node): unit for unit in chosen for node in unit.nodes}
+        self._integer = {id(node): unit for unit in forms.chosen for node in unit.nodes}
         self._parameters: dict[Grid, tuple[Tensor, Tensor]] = {}
         tensors = graph.tensors()
-        self._tensors = [tensors[name] for name in carried]
+        self._tensors = [tensors[name] for name in forms.carried]
         self._ids = {id(tensor) for tensor in self._tensors}
-        self._owners = {id(tensors[name]): owner for name, owner in carried.items()}
+        self._owners = {id(tensors[name]): owner for name, owner in forms.carried.items()}
 
     def write(self) -> None:
         """Insert Q and DQ; decide every rewiring first, then edit."""

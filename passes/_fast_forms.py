@@ -7,12 +7,11 @@ divided by the elements of the tensor.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from qhyvit_onnx.composites import find_composites
-from qhyvit_onnx.facts import Grids
 from qhyvit_onnx.graph import (
     Graph,
     Node,
@@ -24,9 +23,11 @@ from qhyvit_onnx.graph import (
     names,
     producer,
     sole_consumer,
+    tidy,
     variable,
 )
-from qhyvit_onnx.units import Unit, moves
+from qhyvit_onnx.passes._forms import Forms
+from qhyvit_onnx.units import moves
 
 TANH_ERROR = 4.8e-4
 """Largest difference between GELU and its form with tanh (Hendrycks, Gimpel, 2016), anywhere."""
@@ -41,25 +42,21 @@ _GELU_OPSET = 20
 
 
 class FastForms:
-    """Edits one graph; ``carried`` then holds what is carried in the new forms."""
+    """Edits one graph."""
 
-    def __init__(
-        self, graph: Graph, chosen: Sequence[Unit], grids: Grids, carried: Mapping[str, str]
-    ) -> None:
-        """Look at what is decided: ``chosen`` are the units that run int8."""
-        self._graph, self._grids = graph, grids
-        self._owners, self._taken = dict(carried), names(graph)
-        self._integer = {id(node) for unit in chosen for node in unit.nodes}
+    def __init__(self, graph: Graph, forms: Forms) -> None:
+        """Look at what is decided."""
+        self._graph, self._forms = graph, forms
+        self._owners, self._taken = dict(forms.carried), names(graph)
+        self._integer = {id(node) for unit in forms.chosen for node in unit.nodes}
 
-    @property
-    def carried(self) -> dict[str, str]:
-        """What is carried now, with the tensor whose grid it takes."""
+    def write(self) -> Forms:
+        """Edit the graph; return what is carried then, and how many forms were changed."""
+        count = self._gelus() + self._unfolds() + self._folds() + self._parts()
+        tidy(self._graph)
         present = self._graph.tensors()
-        return {name: owner for name, owner in self._owners.items() if name in present}
-
-    def write(self) -> int:
-        """Edit the graph; return how many forms were changed."""
-        return self._gelus() + self._unfolds() + self._folds() + self._parts()
+        carried = {name: owner for name, owner in self._owners.items() if name in present}
+        return replace(self._forms, carried=carried, count=self._forms.count + count)
 
     def _gelus(self) -> int:
         """Write GELUs whose error cannot be seen with tanh: 12 instructions instead of 22."""
@@ -85,7 +82,7 @@ class FastForms:
             or (moves(node) and all(out.name in self._owners for out in node.outputs))
             for node in tensor.outputs
         )
-        return rounded and self._grids.activations[owner].scale >= STEPS * TANH_ERROR
+        return rounded and self._forms.grids.activations[owner].scale >= STEPS * TANH_ERROR
 
     def _replace(self, nodes: tuple[Node, ...], source: Tensor, out: Tensor) -> None:
         last = nodes[-1]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small maps are resized by a product with a constant matrix: 2 to 5 times fewer instructions."""
 
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -21,7 +22,10 @@ from qhyvit_onnx.graph import (
     value,
     variable,
 )
+from qhyvit_onnx.grid import WeightGrid
+from qhyvit_onnx.passes._forms import Forms
 from qhyvit_onnx.runtime import Options, Session
+from qhyvit_onnx.units import Kind, Unit
 
 PIXELS = 64
 """Maps of at most so many pixels. Interpolating takes onnxruntime 27 instructions an element on an
@@ -30,40 +34,55 @@ emulated Cortex-A76, a product 0.3 for each pixel read."""
 _RANK, _SIZES = 4, 3
 """Of a map; index of the operand ``sizes``."""
 
+_LIMIT = 127
+"""Largest code of a factor."""
 
-def multiply_resizes(graph: Graph) -> int:
-    """Write each Resize of a small map as Reshape, MatMul, Reshape; return how many.
+
+def multiply_resizes(graph: Graph, forms: Forms) -> Forms:
+    """Write each Resize of a small map as Reshape, MatMul, Reshape.
 
     Exact but for the order of sums: interpolation is linear in the pixels, whatever its mode, and
-    onnxruntime itself says with which factors.
+    onnxruntime itself says with which factors. Between codes and codes it is a product of integers,
+    the factors rounded to 8 bits.
     """
-    taken, found = names(graph), 0
-    for node in [node for node in graph.nodes if _is_small(node)]:
+    units, weights, carried = list(forms.chosen), dict(forms.grids.weights), dict(forms.carried)
+    small = [node for node in graph.nodes if _is_small(node)]
+    for node in small:
         source, out = node.inputs[0], node.outputs[0]
-        maps = _resized(graph, node)
-        matrix, channels = maps.reshape(len(maps), -1), int(source.shape[1])
+        unit = _product(graph, node)
+        if {source.name, out.name} <= carried.keys():
+            units.append(unit)
+            peaks = np.abs(np.asarray(value(unit.weight))).max(axis=0)
+            weights[unit.name] = WeightGrid(peaks / np.float32(_LIMIT), 1, _LIMIT)
+            carried[unit.inputs[0].name] = carried[source.name]
+            carried[unit.output.name] = carried[out.name]
+    grids = replace(forms.grids, weights=weights)
+    return replace(
+        forms, chosen=units, grids=grids, carried=carried, count=forms.count + len(small)
+    )
 
-        def named(wanted: str) -> str:
-            name = fresh(wanted, taken)
-            taken.add(name)
-            return name
 
-        shapes = [
-            constant(named(f"{out.name}.shape"), np.array(shape, np.int64))
-            for shape in ((0, channels, len(maps)), (0, channels, *maps.shape[2:]))
-        ]
-        factors = constant(named(f"{out.name}.factors"), matrix)
-        flat = variable(named(f"{out.name}.read"), dtype=np.float32)
-        product = variable(named(f"{out.name}.resized"), dtype=np.float32)
-        node.inputs.clear()
-        node.outputs.clear()
-        graph.nodes.extend([
-            make_node("Reshape", named(f"{node.name}/flat"), [source, shapes[0]], [flat]),
-            make_node("MatMul", node.name, [flat, factors], [product]),
-            make_node("Reshape", named(f"{node.name}/map"), [product, shapes[1]], [out]),
-        ])  # fmt: skip
-        found += 1
-    return found
+def _product(graph: Graph, node: Node) -> Unit:
+    """Put a product in the place of ``node``."""
+    source, out = node.inputs[0], node.outputs[0]
+    maps, channels, taken = _resized(graph, node), int(source.shape[1]), names(graph)
+    read = variable(fresh(f"{out.name}.pixels", taken), dtype=np.float32)
+    read.shape = [source.shape[0], channels, len(maps)]
+    made = variable(fresh(f"{out.name}.resized", taken), dtype=np.float32)
+    factors = constant(fresh(f"{out.name}.factors", taken), maps.reshape(len(maps), -1))
+    flat, whole = (
+        constant(fresh(f"{out.name}.{name}", taken), np.array([0, channels, *size], np.int64))
+        for name, size in (("flat", [len(maps)]), ("map", maps.shape[2:]))
+    )
+    node.inputs.clear()
+    node.outputs.clear()
+    product = make_node("MatMul", str(node.name), [read, factors], [made])
+    graph.nodes.extend([
+        make_node("Reshape", fresh(f"{node.name}/flat", taken), [source, flat], [read]),
+        product,
+        make_node("Reshape", fresh(f"{node.name}/map", taken), [made, whole], [out]),
+    ])  # fmt: skip
+    return Unit(Kind.MATMUL, (product,), (read,), made, factors)
 
 
 def _is_small(node: Node) -> bool:

@@ -12,6 +12,7 @@ from qhyvit_onnx.graph import tidy
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._carry import Carrier
 from qhyvit_onnx.passes._fast_forms import FastForms
+from qhyvit_onnx.passes._forms import Forms
 from qhyvit_onnx.passes._integer_gelu import write_gelus
 from qhyvit_onnx.passes._roundings import beyond_kernels
 from qhyvit_onnx.passes._small_resizes import multiply_resizes
@@ -39,23 +40,22 @@ class InsertQdq(Pass):
         if beyond_kernels(grids, placement):
             raise undeployable(find_recipe(state.config.recipe))
         units = {unit.name: unit for unit in find_units(state.graph)}
-        chosen = [units[name] for name in placement.int8]
-        weights = WeightWriter(state.graph, grids)
-        for unit in chosen:
+        forms = Forms([units[name] for name in placement.int8], grids, placement.carried)
+        forms = write_gelus(state.graph, forms, state.get(RANGES))
+        forms = multiply_resizes(state.graph, forms)
+        weights = WeightWriter(state.graph, forms.grids)
+        for unit in forms.chosen:
             if unit.kind in LAYERS:
                 weights.write(unit)
             if unit.clip is not None and grids.activations[unit.output.name].bits < 8:
                 _let_codes_clip(unit)
-        found = write_gelus(state.graph, chosen, grids, placement.carried, state.get(RANGES))
         tidy(state.graph)
-        forms = FastForms(state.graph, found.chosen, found.grids, found.carried)
-        faster = forms.write() + multiply_resizes(state.graph)
+        forms = FastForms(state.graph, forms).write()
+        Carrier(state.graph, forms).write()
         tidy(state.graph)
-        carried = forms.carried
-        Carrier(state.graph, found.chosen, found.grids, carried, found.readings).write()
-        tidy(state.graph)
-        note = f"{len(carried)} tensors carried as uint8"
-        return Outcome(len(carried), f"{note}, {faster} faster forms" if faster else note)
+        note = f"{len(forms.carried)} tensors carried as uint8"
+        more = f", {forms.count} faster forms" if forms.count else ""
+        return Outcome(len(forms.carried), note + more)
 
 
 def _let_codes_clip(unit: Unit) -> None:

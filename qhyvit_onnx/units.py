@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhyvit_onnx.bounds import bounds_of
-from qhyvit_onnx.composites import Composite, find_composites
+from qhyvit_onnx.composites import find_composites
 from qhyvit_onnx.graph import (
     MOVEMENT,
     Graph,
@@ -106,21 +106,16 @@ Finder: TypeAlias = Callable[[Graph, Node], Unit | None]
 def find_units(graph: Graph) -> list[Unit]:
     """Return every unit of ``graph``, in topological order.
 
-    Nothing inside a GELU, HardSwish or norm that is spelled out is a unit: a Q between its nodes
-    would keep onnxruntime from running it as one float kernel. A GELU is one as a whole.
+    Nothing inside a HardSwish or norm that is spelled out is a unit, and a GELU is one as a whole:
+    a Q between its nodes would keep onnxruntime from running it as one float kernel.
     """
     spelled = [item for item in find_composites(graph) if item.kind != "Silu"]
-    inside = {node.name for item in spelled for node in item.nodes}
-    gelus = {item.nodes[-1].name: _spelled(item) for item in spelled if item.kind == "Gelu"}
-    found = (
-        gelus.get(node.name) if node.name in inside else _unit_at(graph, node)
-        for node in graph.nodes
-    )  # fmt: skip
-    return [unit for unit in found if unit is not None]
-
-
-def _spelled(gelu: Composite) -> Unit:
-    return Unit(Kind.GELU, gelu.nodes[::-1], (gelu.input,), gelu.output)
+    found: dict[str, Unit | None] = dict.fromkeys(n.name for item in spelled for n in item.nodes)
+    for item in (item for item in spelled if item.kind == "Gelu"):
+        gelu = Unit(Kind.GELU, item.nodes[::-1], (item.input,), item.output)
+        found[gelu.name] = gelu
+    units = (found[n.name] if n.name in found else _unit_at(graph, n) for n in graph.nodes)
+    return [unit for unit in units if unit is not None]
 
 
 def _unit_at(graph: Graph, node: Node) -> Unit | None:
@@ -277,7 +272,6 @@ _FINDERS: dict[str, Finder] = {
     "GlobalAveragePool": _pool,
     "AveragePool": _pool,
 }
-
 
 UNIT_OPS = frozenset(_FINDERS)
 """Ops that a unit may start at."""

@@ -7,6 +7,7 @@ import pytest
 from qhyvit_onnx.facts import Grids
 from qhyvit_onnx.grid import Grid
 from qhyvit_onnx.passes._fast_forms import STEPS, TANH_ERROR, FastForms
+from qhyvit_onnx.passes._forms import Forms
 from qhyvit_onnx.passes.normalise import Normalise
 from qhyvit_onnx.units import find_units
 from tests.conftest import build_model
@@ -27,10 +28,8 @@ def changed(state, model, carried=(), scale=COARSE, chosen=("next",)):
     Normalise().run(found)
     units = [unit for unit in find_units(found.graph) if unit.name in chosen]
     grids = Grids(dict.fromkeys(carried, Grid(scale, 8)), {})
-    forms = FastForms(found.graph, units, grids, {n: n for n in carried})
-    count = forms.write()
-    found.graph.cleanup().toposort()
-    return found, count, forms.carried
+    forms = FastForms(found.graph, Forms(units, grids, {n: n for n in carried})).write()
+    return found, forms.count, forms.carried
 
 
 def ops(state):

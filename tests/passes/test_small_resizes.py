@@ -4,7 +4,13 @@
 import numpy as np
 import pytest
 
+from qhyvit_onnx.compiler import compile_model
+from qhyvit_onnx.config import CompileConfig, Effort, Guard, Verification
+from qhyvit_onnx.facts import Grids
+from qhyvit_onnx.grid import Grid
+from qhyvit_onnx.passes._forms import Forms
 from qhyvit_onnx.passes._small_resizes import multiply_resizes
+from qhyvit_onnx.runtime import Options, View, optimized
 from tests.conftest import build_model
 
 NUMBERS = {
@@ -14,6 +20,7 @@ NUMBERS = {
     "sizes": np.array([2, 6, 11, 9], np.int64),
     "spatial": np.array([11, 9], np.int64),
 }
+NOTHING = Forms([], Grids({}, {}), {})
 LINEAR = 'mode = "linear"'
 
 
@@ -40,7 +47,7 @@ def resize(attrs=LINEAR, operands="x, , twice", shape="2, 6, 7, 7", opset=17):
 def test_it_is_the_same_map(state, run_model, attrs, operands, samples):
     model = resize(attrs, operands, f"{samples}, 6, 7, 7")
     found = state(model)
-    assert multiply_resizes(found.graph) == 1
+    assert multiply_resizes(found.graph, NOTHING).count == 1
     found.graph.cleanup().toposort()
     assert [node.op for node in found.graph.nodes] == ["Reshape", "MatMul", "Reshape", "Neg"]
     x = {"x": np.random.default_rng(0).normal(0, 1, (2, 6, 7, 7)).astype(np.float32)}
@@ -60,5 +67,49 @@ def test_it_is_the_same_map(state, run_model, attrs, operands, samples):
 )
 def test_it_stays(state, how):
     found = state(resize(**how))
-    assert multiply_resizes(found.graph) == 0
+    assert multiply_resizes(found.graph, NOTHING) == NOTHING
     assert [node.op for node in found.graph.nodes] == ["Resize", "Neg"]
+
+
+def test_between_codes_it_is_a_product_of_integers(state):
+    found = state(resize())
+    before = Forms([], Grids({"x": Grid(0.1, 9), "r": Grid(0.2, 3)}, {}), {"x": "x", "r": "r"})
+    after = multiply_resizes(found.graph, before)
+    (unit,) = after.chosen
+    assert unit.name == "up"
+    assert {name: after.carried[name] for name in (unit.inputs[0].name, unit.output.name)} == {
+        unit.inputs[0].name: "x", unit.output.name: "r",
+    }  # fmt: skip
+    weight = unit.weight.values
+    rounded = after.grids.weight_of(unit)
+    assert np.abs(rounded - weight).max() <= 0.5 * weight.max() / 127
+    assert rounded.sum(axis=0) == pytest.approx(1, abs=0.01)
+
+
+def test_one_that_floats_leave_stays_float(state):
+    found = state(resize())
+    after = multiply_resizes(found.graph, Forms([], Grids({"x": Grid(0.1, 9)}, {}), {"x": "x"}))
+    assert (after.chosen, after.carried, after.count) == ([], {"x": "x"}, 1)
+
+
+@pytest.mark.parametrize("target", ["arm64", "x64-vnni"])
+def test_onnxruntime_runs_it_on_integers(target):
+    rng = np.random.default_rng(0)
+    p, q = (rng.normal(0, 0.1, (64, 64, 1, 1)).astype(np.float32) for _ in range(2))
+    model = build_model(
+        f"""<ir_version: 9, opset_import: ["": 17]>
+        g (float[1, 64, 7, 7] x) => (float[1, 64, 14, 14] y)
+        {{ a = Conv (x, p) [up] r = Resize <{LINEAR}> (a, , twice) y = Conv (r, q) }}""",
+        **NUMBERS, p=p, q=q,
+    )  # fmt: skip
+    feeds = [{"x": rng.normal(0, 1, (1, 64, 7, 7)).astype(np.float32)} for _ in range(4)]
+    config = CompileConfig(
+        target=target, guard=Guard(samples=0), effort=Effort.FAST, force_int8=("Conv*",),
+        verification=Verification(samples=2, rounds=0, replay=2),
+    )  # fmt: skip
+    found = compile_model(model, feeds, config)
+    for view in View:
+        running = {n.name: n.op_type for n in optimized(found.model, Options(view=view)).graph.node}
+        assert running["up"] == "QLinearMatMul"
+    assert found.report.replay.differing == []
+    assert found.report.outputs[0].sqnr_db > 33
