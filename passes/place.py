@@ -42,14 +42,18 @@ class Place(Pass):
     gives = (UNITS, PLACEMENT, PREDICTION, SENSITIVITY)
 
     def run(self, state: State) -> Outcome:
-        """Put UNITS, PLACEMENT, PREDICTION and SENSITIVITY; the graph stays as it is."""
+        """Put UNITS, PLACEMENT, PREDICTION and SENSITIVITY; the graph stays as it is.
+
+        A SENSITIVITY that is known already is not measured again.
+        """
         units = tuple(find_units(state.graph))
         if missing := unmatched(state.config.exclude, [node.name for node in state.graph.nodes]):
             raise ConfigError(
                 f"--exclude {missing[0]!r} matches no node", hint="see qhv-onnx inspect -v"
             )
         found = fastest(state, units, self.target, state.get(SEARCHED).activations)
-        noise = self._measure(state, units, found.chosen)
+        told = state.has(SENSITIVITY)
+        noise = state.get(SENSITIVITY) if told else self._measure(state, units, found.chosen)
         chosen = quietest_enough(found.ledger, found.chosen, noise, self.guard)
         left = [u.name for u in units if u.name not in chosen and u.name not in found.refused]
         reasons = dict(found.refused) | {
@@ -58,13 +62,14 @@ class Place(Pass):
             else _dearer(found.ledger, chosen, name)
             for name in left
         }
-        told = kernelless(state.graph, units) if state.config.placement is Extent.FULL else {}
+        kernels = kernelless(state.graph, units) if state.config.placement is Extent.FULL else {}
         placement = Board(state.graph, units, chosen).placement()
         state.put(UNITS, units)
-        state.put(SENSITIVITY, noise)
+        if not told:
+            state.put(SENSITIVITY, noise)
         state.put(PREDICTION, found.predict(chosen, self.target.unit))
-        state.put(PLACEMENT, replace(placement, reasons=reasons | told))
-        return Outcome(0, _note(units, chosen, found.chosen), Counter(told.values()))
+        state.put(PLACEMENT, replace(placement, reasons=reasons | kernels))
+        return Outcome(0, _note(units, chosen, found.chosen), Counter(kernels.values()))
 
     def _measure(
         self, state: State, units: Sequence[Unit], placed: Collection[str]

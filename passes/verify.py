@@ -20,6 +20,7 @@ from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.replay import Counted, Replay, replay
 from qhyvit_onnx.runtime import Arithmetic, Options, Session, View, cpu_features, paired_cpu_times
 from qhyvit_onnx.state import State
+from qhyvit_onnx.targets import arithmetic_of
 
 FOLD_ERROR = 1e-4
 """What all folds together may change in an output, as a fraction of its range."""
@@ -47,7 +48,7 @@ class Verify(Pass):
         seen = self._audit(model, state)
         samples = state.held_back or state.calibration
         _check_folds(state, samples)
-        arithmetic = self.arithmetic()
+        arithmetic = arithmetic_of(self.target, cpu_features())
         closeness = compare(
             Session(state.source),
             Session(model, Options(arithmetic=arithmetic)),
@@ -68,11 +69,6 @@ class Verify(Pass):
         lowest = min((item.sqnr_db for item in closeness.values()), default=float("nan"))
         said = f"{len(kernels)} integer kernels confirmed, SQNR {lowest:.1f} dB"
         return Outcome(0, said + _said_of(replayed))
-
-    def arithmetic(self) -> Arithmetic:
-        """Return how this host must sum to give the target's numbers."""
-        saturates = not cpu_features() & {"avx512_vnni", "avx_vnni", "asimd"}
-        return Arithmetic.EXACT if saturates and not self.target.pair_limit else Arithmetic.STOCK
 
     def _audit(self, model: onnx.ModelProto, state: State) -> tuple[Seen, ...]:
         units, int8 = state.get(UNITS), state.get(PLACEMENT).int8

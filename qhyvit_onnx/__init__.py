@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     )
     from qhyvit_onnx.report import Report
     from qhyvit_onnx.simulator import Simulation, simulate
+    from qhyvit_onnx.sweep import Bound
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AuditError",
+    "Bound",
     "CompileConfig",
     "CompileError",
     "Compiled",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Bound": "sweep",
     "CompileConfig": "config",
     "Compiled": "compiler",
     "Report": "report",

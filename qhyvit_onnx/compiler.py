@@ -19,11 +19,13 @@ from qhyvit_onnx.data.preprocess import Recipe
 from qhyvit_onnx.errors import ModelError, PassError
 from qhyvit_onnx.facts import EMITTED
 from qhyvit_onnx.model_io import check_model, input_specs, load_model
+from qhyvit_onnx.passes.measure import Measure
 from qhyvit_onnx.pipeline import Watcher, default_pipeline, run
 from qhyvit_onnx.recipes import Form, find_recipe, undeployable
 from qhyvit_onnx.report import Report, make_report
 from qhyvit_onnx.runtime import Arithmetic, Options, OrtFile, Session, cpu_features, ort_file
 from qhyvit_onnx.state import State
+from qhyvit_onnx.sweep import Bound, Swept, sweep
 from qhyvit_onnx.targets import find_target
 
 
@@ -44,12 +46,14 @@ def compile_model(
     *,
     preprocess: str | Recipe | None = None,
     watcher: Watcher | None = None,
+    bound: Bound | None = None,
 ) -> Compiled:
     """Return ``model`` quantized to run on onnxruntime's integer kernels, and the report.
 
     ``calibration`` is whatever ``open_feeds`` takes: a folder of images, ``.npy`` / ``.npz``, an
     iterable of ``{input name: array}``, an onnxruntime CalibrationDataReader; None takes a bundled
-    set of natural images, for a first look only. Nothing is written to disk.
+    set of natural images, for a first look only. With a ``bound`` the fastest placement that
+    holds it is emitted. Nothing is written to disk.
 
     Error:
         CompileError and its kinds (``errors.py``); the input is never changed.
@@ -64,12 +68,17 @@ def compile_model(
     watcher = watcher or Watcher()
     watcher.opened(calibrated, held_back, target)
     digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
-    state = State(source, config, calibrated, held_back)
-    steps = run(default_pipeline(config, target), state, watcher)
-    emitted = state.get(EMITTED)
+    passes = default_pipeline(config, target)
+    found = Swept(State(source, config, calibrated, held_back), [], [])
+    if bound is None:
+        found.steps.extend(run(passes, found.state, watcher))
+    else:
+        measure = Measure(target, bound.open(source, config, preprocess))
+        found = sweep(passes, found.state, measure, bound.max_drop, watcher)
+    emitted = found.state.get(EMITTED)
     _stamp(emitted, digest, config, calibrated, target.name)
     ort = _ort_file(emitted, target, calibrated) if config.emit_ort else None
-    return Compiled(emitted, make_report(state, steps, target), ort)
+    return Compiled(emitted, make_report(found.state, found.steps, target, found.front), ort)
 
 
 def _ort_file(model: onnx.ModelProto, target: Target, samples: Feeds) -> OrtFile:

@@ -12,7 +12,8 @@ CompileError            exit 1   base; catch this one
   ResourceError         exit 7   a memory or time limit was hit
 """
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 
 class CompileError(Exception):
@@ -62,6 +63,11 @@ class TargetMissedError(CompileError):
     """The compiled model misses an accuracy or latency bound."""
 
     exit_code = 5
+
+    def __init__(self, message: str, *, hint: str = "", front: Sequence[Any] = ()) -> None:
+        """Keep what was tried: ``front`` holds a PointRecord of each placement."""
+        super().__init__(message, hint=hint)
+        self.front = front
 
 
 class OutputError(CompileError):

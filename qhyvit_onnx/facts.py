@@ -141,6 +141,24 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """What the emitted model loses against float on the evaluation data."""
+
+    points: float
+    """Of top-1 with labels, else of decisions that are not float's; of the worst output."""
+    labelled: bool
+
+    @property
+    def measure(self) -> str:
+        """What is lost, in words."""
+        return "points of top-1" if self.labelled else "% of decisions"
+
+    def __str__(self) -> str:
+        """Return it as a reader wants it."""
+        return f"{self.points:.2f} {self.measure} lost"
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """What was proven about the emitted model."""
 
@@ -179,5 +197,6 @@ SENSITIVITY: Fact[Mapping[str, float]] = Fact("sensitivity")
 UNITS: Fact[tuple[Unit, ...]] = Fact("units")
 PLACEMENT: Fact[Placement] = Fact("placement")
 PREDICTION: Fact[Prediction] = Fact("prediction")
+DROP: Fact[Drop] = Fact("drop")
 EMITTED: Fact[onnx.ModelProto] = Fact("emitted")
 VERIFICATION: Fact[Verification] = Fact("verification")

@@ -4,7 +4,7 @@
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,9 +104,9 @@ class Watcher:
         """Hear that a pass ended; ``state`` is valid here."""
 
 
-def check_order(passes: Sequence[Pass]) -> None:
-    """Raise PassError unless each pass's needs are given by an earlier one."""
-    given: set[Fact[Any]] = set()
+def check_order(passes: Sequence[Pass], known: Iterable[Fact[Any]] = ()) -> None:
+    """Raise PassError unless each pass's needs are ``known``, or given by an earlier one."""
+    given: set[Fact[Any]] = set(known)
     for item in passes:
         if missing := [fact.name for fact in item.needs if fact not in given]:
             raise PassError(f"{item.name} needs {missing}, which no earlier pass gives")
@@ -115,7 +115,7 @@ def check_order(passes: Sequence[Pass]) -> None:
 
 def run(passes: Sequence[Pass], state: State, watcher: Watcher) -> list[Step]:
     """Run ``passes`` on ``state``; return what each did, how long it took, and peak memory."""
-    check_order(passes)
+    check_order(passes, state.facts)
     watcher.planned(passes)
     state.tick = watcher.progressed
     steps = []

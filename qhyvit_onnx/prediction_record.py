@@ -6,6 +6,25 @@ from pydantic import BaseModel, ConfigDict
 from qhyvit_onnx.facts import Prediction
 
 
+class PointRecord(BaseModel):
+    """One placement of a sweep: how fast, how accurate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float
+    """Of the cost that int8 saves, at most so much was given away for accuracy."""
+    int8_units: int
+    units: int
+    predicted_ratio: float
+    """Emitted over float: below 1 is faster."""
+    drop: float
+    """Points of top-1, or without labels of decisions, that the emitted model lost."""
+    labelled: bool
+    holds: bool
+    """Whether that is within the bound."""
+    seconds: float
+
+
 class PredictionRecord(BaseModel):
     """Predicted cost of one run, one thread, on one sample of the calibration data."""
 

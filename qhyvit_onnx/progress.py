@@ -60,8 +60,8 @@ class Progress(Watcher):
         warn_origin(calibration.origin)
 
     def planned(self, passes: Sequence[Pass]) -> None:
-        """Learn how many passes there are."""
-        self._planned = [item.name for item in passes]
+        """Learn how many passes there are, or how many more."""
+        self._planned += [item.name for item in passes]
 
     def finished(self, step: Step, state: State) -> None:
         """Say what a pass did; when verbose, its near-misses and where every unit was placed."""

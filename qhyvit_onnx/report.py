@@ -27,7 +27,7 @@ from qhyvit_onnx.facts import (
 from qhyvit_onnx.graph import MOVEMENT
 from qhyvit_onnx.grid import Cure
 from qhyvit_onnx.pipeline import Step
-from qhyvit_onnx.prediction_record import PredictionRecord
+from qhyvit_onnx.prediction_record import PointRecord, PredictionRecord
 from qhyvit_onnx.replay_record import ReplayRecord
 from qhyvit_onnx.runtime import version as runtime_version
 from qhyvit_onnx.state import State
@@ -168,6 +168,8 @@ class Report(_Record):
     latency: Latency | None
     prediction: PredictionRecord | None = None
     """By the cost table of the target; None in reports of earlier versions."""
+    front: list[PointRecord] = []
+    """Placements that were tried for an accuracy bound, the fastest first; the last was taken."""
     replay: ReplayRecord | None = None
     """None when it was not asked for."""
     bytes_before: int
@@ -179,7 +181,9 @@ class Report(_Record):
         return sum(unit.int8 for unit in self.units)
 
 
-def make_report(state: State, steps: Sequence[Step], target: Target) -> Report:
+def make_report(
+    state: State, steps: Sequence[Step], target: Target, front: Sequence[PointRecord] = ()
+) -> Report:
     """Gather the facts of a finished compilation."""
     verification = state.get(VERIFICATION)
     latency = Latency(float_ms=verification.float_ms, int8_ms=verification.int8_ms)
@@ -212,6 +216,7 @@ def make_report(state: State, steps: Sequence[Step], target: Target) -> Report:
         arithmetic=verification.arithmetic,
         latency=None if isnan(latency.float_ms) else latency,
         prediction=PredictionRecord.of(state.get(PREDICTION)),
+        front=list(front),
         replay=ReplayRecord.of(verification.replay),
         bytes_before=state.source.ByteSize(),
         bytes_after=state.get(EMITTED).ByteSize(),

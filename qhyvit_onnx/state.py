@@ -2,7 +2,7 @@
 """What flows through the pipeline: the graph, the source model, and typed facts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import onnx
@@ -65,6 +65,15 @@ class State:
     def has(self, fact: Fact[Any]) -> bool:
         """Tell whether a fact was given."""
         return fact in self._facts
+
+    @property
+    def facts(self) -> frozenset[Fact[Any]]:
+        """Every fact that was given."""
+        return frozenset(self._facts)
+
+    def fork(self) -> "State":
+        """Return a copy to go on with: its graph and facts can be changed, these ones stay."""
+        return replace(self, graph=self.graph.copy(), _facts=dict(self._facts))
 
     def model(self) -> onnx.ModelProto:
         """Return the graph as it stands now, as a model."""

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qhyvit_onnx.prediction_record import PointRecord
 from qhyvit_onnx.report import BridgeRecord, FoldRecord, OutputRecord, Report, UnitRecord
 from qhyvit_onnx.tables import beside, filled, labelled, megabytes, show, table
 
@@ -29,6 +30,7 @@ def print_summary(report: Report, source: Path, written: Sequence[Path]) -> None
         _head(report, source),
         beside(_sizes(report), _closeness(report)),
         beside(_units(report), _why(report)),
+        *([front_table(report.front)] if report.front else []),
         _graph(report),
         _passes(report),
         labelled([("written", path) for path in written] or [("written", "nothing (--dry-run)")]),
@@ -115,6 +117,23 @@ def _sizes(report: Report) -> RenderableType:
         made.add_row(f"{report.target}: {name}", *costs, f"{found.ratio:.2f}x")
         notes.append(f"{report.target}: predicted; all int8 {found.shown(found.full)}")
     return Group(made, *(Text(note, style="dim") for note in notes))
+
+
+def front_table(front: Sequence[PointRecord]) -> Table:
+    """Return what each placement of a sweep costs and loses, the fastest first."""
+    lost = "top-1 lost>" if any(point.labelled for point in front) else "decisions lost>"
+    headers = ("tried: int8 units>", "predicted>", lost, "within bound", "seconds>")
+    rows = [
+        (
+            f"{point.int8_units} of {point.units}",
+            f"{point.predicted_ratio:.2f}x",
+            f"{point.drop:.2f} points" if point.labelled else f"{point.drop:.2f} %",
+            "yes" if point.holds else "no",
+            f"{point.seconds:.1f}",
+        )
+        for point in front
+    ]
+    return filled(headers, rows)
 
 
 def _closeness(report: Report) -> RenderableType:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qhyvit_onnx.costs.table import Target, load_table
 from qhyvit_onnx.errors import ConfigError
+from qhyvit_onnx.runtime import Arithmetic
 
 _FOLDER = Path(__file__).parent / "assets" / "targets"
 
@@ -33,6 +34,12 @@ def find_target(name: str, features: frozenset[str]) -> Target:
     raise ConfigError(
         f"target {name!r} is not known", hint=f"use one of {known}, or a .toml of qhv-onnx profile"
     )
+
+
+def arithmetic_of(target: Target, features: frozenset[str]) -> Arithmetic:
+    """Return how a host of such ``features`` must sum to give the numbers of ``target``."""
+    saturates = not features & {"avx512_vnni", "avx_vnni", "asimd"}
+    return Arithmetic.EXACT if saturates and not target.pair_limit else Arithmetic.STOCK
 
 
 def _detected(features: frozenset[str]) -> str:

@@ -8,7 +8,8 @@ import pytest
 from qhyvit_onnx.costs.table import KEYS, Cost, Size, dump_table, float_key, int8_key, load_table
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.kinds import Kind
-from qhyvit_onnx.targets import TARGETS, find_target
+from qhyvit_onnx.runtime import Arithmetic
+from qhyvit_onnx.targets import TARGETS, arithmetic_of, find_target
 
 NAMES = [target.name for target in TARGETS]
 every_target = pytest.mark.parametrize("target", TARGETS, ids=NAMES)
@@ -147,3 +148,17 @@ def test_the_error_of_a_fit_is_kept(tmp_path):
     path = tmp_path / "board.toml"
     path.write_text(dump_table(replace(TARGETS[0], rows=rows)))
     assert {row.error for row in load_table(path).rows.values()} == {0.125}
+
+
+@pytest.mark.parametrize(
+    ("features", "target", "want"),
+    [
+        ({"avx2"}, "arm64", Arithmetic.EXACT),
+        ({"avx2"}, "x64-avx2", Arithmetic.STOCK),
+        ({"avx2", "avx512_vnni"}, "arm64", Arithmetic.STOCK),
+        ({"asimd"}, "arm64", Arithmetic.STOCK),
+        ({"asimd"}, "x64-avx2", Arithmetic.STOCK),
+    ],
+)
+def test_sums_are_those_of_the_target(features, target, want):
+    assert arithmetic_of(find_target(target, frozenset()), frozenset(features)) is want

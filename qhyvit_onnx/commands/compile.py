@@ -3,6 +3,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from qhyvit_onnx.commands import _options
+from qhyvit_onnx.commands._bound import Limit, bound, telling_front
 from qhyvit_onnx.commands._options import STDOUT
 from qhyvit_onnx.commands._settings import settings
 from qhyvit_onnx.config import CompileConfig
@@ -61,6 +63,7 @@ class Files:
 )
 @_options.preprocess
 @settings
+@bound
 @_options.json_out
 @click.option(
     "--emit",
@@ -79,6 +82,7 @@ def command(
     calib: str | None,
     preprocess: str | None,
     config: CompileConfig,
+    limit: Limit | None,
     json_out: str | None,
     emit: str | None,
     dry_run: bool,
@@ -91,10 +95,14 @@ def command(
     """
     from qhyvit_onnx.compiler import compile_model
 
-    files = None if dry_run else _plan(model, output, json_out, calib, emit, overwrite=overwrite)
+    read = [model, *(Path(data) for data in (calib, limit.data if limit else None) if data)]
+    files = None if dry_run else _plan(read, output, json_out, emit, overwrite=overwrite)
     config = replace(config, emit_ort=emit == "ort")
-    with _progress(_loudness(quiet=quiet, verbose=verbose)) as progress:
-        compiled = compile_model(model, calib, config, preprocess=preprocess, watcher=progress)
+    with telling_front(), _progress(_loudness(quiet=quiet, verbose=verbose)) as progress:
+        compiled = compile_model(
+            model, calib, config,
+            preprocess=preprocess, watcher=progress, bound=limit.bound() if limit else None,
+        )  # fmt: skip
     if files:
         _write(files, compiled)
     _tell(compiled.report, model, files, json_out)
@@ -119,22 +127,23 @@ def _progress(loudness: "Loudness") -> "Progress":
 
 
 def _plan(
-    model: Path,
+    read: Sequence[Path],
     output: Path | None,
     json_out: str | None,
-    calib: str | None,
     emit: str | None,
     *,
     overwrite: bool,
 ) -> Files:
-    """Return where the results go; raise, before any long work, when they could not be written."""
+    """Return where the results go; raise, before any long work, when they could not be written.
+
+    ``read``: what must not be overwritten, the model first.
+    """
     from qhyvit_onnx.output import Overwrite, check_output
 
-    output = output or model.with_name(f"{model.stem}.qdq.onnx")
+    output = output or read[0].with_name(f"{read[0].stem}.qdq.onnx")
     beside = output.with_name(f"{output.stem}.report.json")
     report = beside if json_out in (None, STDOUT) else Path(json_out)
     rule = Overwrite.REPLACE if overwrite else Overwrite.REFUSE
-    read = [model, *([Path(calib)] if calib else [])]
     check_output(output, rule, inputs=read)
     files = Files(output, report, output.with_suffix(".ort") if emit else None)
     for index, path in enumerate(files.written[1:], 1):

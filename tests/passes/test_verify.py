@@ -12,7 +12,7 @@ from qhyvit_onnx.facts import EMITTED, FLOAT, PLACEMENT, UNITS, VERIFICATION, Pl
 from qhyvit_onnx.graph import import_graph
 from qhyvit_onnx.passes.verify import Verify
 from qhyvit_onnx.pipeline import default_pipeline
-from qhyvit_onnx.runtime import Arithmetic, View
+from qhyvit_onnx.runtime import View
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import TARGETS, find_target
 from qhyvit_onnx.units import find_units
@@ -123,21 +123,6 @@ def test_times_are_measured_when_asked(emitted):
     proof = state.get(VERIFICATION)
     assert 0 <= proof.float_ms < 1000
     assert 0 <= proof.int8_ms < 1000
-
-
-@pytest.mark.parametrize(
-    ("features", "target", "want"),
-    [
-        ({"avx2"}, ARM, Arithmetic.EXACT),
-        ({"avx2"}, AVX2, Arithmetic.STOCK),
-        ({"avx2", "avx512_vnni"}, ARM, Arithmetic.STOCK),
-        ({"asimd"}, ARM, Arithmetic.STOCK),
-        ({"asimd"}, AVX2, Arithmetic.STOCK),
-    ],
-)
-def test_sums_are_those_of_the_target(monkeypatch, features, target, want):
-    monkeypatch.setattr("qhyvit_onnx.passes.verify.cpu_features", lambda: frozenset(features))
-    assert Verify(target).arithmetic() is want
 
 
 def test_a_float_unit_listed_int8_is_named(emitted):
