@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One streaming run over the calibration data, watching tensors sample by sample."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +12,7 @@ from qhyvit_onnx.config import Extent
 from qhyvit_onnx.errors import DataError, ModelError
 from qhyvit_onnx.graph import Tensor, producer
 from qhyvit_onnx.kernels.observers import Observer, TensorStats
-from qhyvit_onnx.runtime import Options, Session
+from qhyvit_onnx.runtime import Options, Session, cores
 from qhyvit_onnx.state import State
 from qhyvit_onnx.units import CONVOLUTIONS, LAYERS, Kind, Unit, is_softmax, source_of
 
@@ -36,7 +35,7 @@ def observe(
         Any other tensor that holds them is left out: it may be meant, as in a mask.
     """
     observers = {name: Observer(axis) for name, axis in axes.items()}
-    left = max(1, (os.cpu_count() or 1) - THREADS)  # cores beside those that take statistics
+    left = max(1, cores() - THREADS)  # cores beside those that take statistics
     session = Session(_with_outputs(state.model(), list(axes)), Options(threads=left))
     units, samples = tuple(units), 0
     with ThreadPoolExecutor(THREADS) as pool:

@@ -171,9 +171,9 @@ class Verification:
     held_back: bool
     """Whether the compared samples were kept out of calibration."""
     arithmetic: str
-    float_ms: float
-    int8_ms: float
-    """Median process CPU time of one run, one thread, measured in turn; milliseconds."""
+    times: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """By threads, milliseconds of one run of the float and of the emitted model, run in turn, in
+    the median: process CPU time with one thread, elapsed time with two. Empty if not timed."""
     replay: Replay | None = None
     """Every integer node against its reference kernel; None when it was not asked for."""
 

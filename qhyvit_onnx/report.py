@@ -4,7 +4,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import isnan
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,9 +26,9 @@ from qhyvit_onnx.facts import (
 from qhyvit_onnx.graph import MOVEMENT
 from qhyvit_onnx.grid import Cure
 from qhyvit_onnx.pipeline import Step
-from qhyvit_onnx.prediction_record import PointRecord, PredictionRecord
 from qhyvit_onnx.replay_record import ReplayRecord
 from qhyvit_onnx.runtime import version as runtime_version
+from qhyvit_onnx.speed_records import Latency, PointRecord, PredictionRecord
 from qhyvit_onnx.state import State
 
 SCHEMA = 1
@@ -129,18 +128,6 @@ class DataRecord(_Record):
     notes: list[str]
 
 
-class Latency(_Record):
-    """Process CPU time of one run on this machine, one thread, both models in turn."""
-
-    float_ms: float
-    int8_ms: float
-
-    @property
-    def ratio(self) -> float:
-        """Quantized over float: below 1 is faster."""
-        return self.int8_ms / self.float_ms
-
-
 class Report(_Record):
     """Everything one compilation has to say."""
 
@@ -186,7 +173,6 @@ def make_report(
 ) -> Report:
     """Gather the facts of a finished compilation."""
     verification = state.get(VERIFICATION)
-    latency = Latency(float_ms=verification.float_ms, int8_ms=verification.int8_ms)
     return Report(
         schema_version=SCHEMA,
         tool_version=__version__,
@@ -214,7 +200,7 @@ def make_report(
         outputs=_outputs(state),
         held_back=verification.held_back,
         arithmetic=verification.arithmetic,
-        latency=None if isnan(latency.float_ms) else latency,
+        latency=Latency.of(verification.times),
         prediction=PredictionRecord.of(state.get(PREDICTION)),
         front=list(front),
         replay=ReplayRecord.of(verification.replay),

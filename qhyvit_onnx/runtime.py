@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -169,7 +169,7 @@ def ort_file(model: onnx.ModelProto, *, arm: bool) -> OrtFile:
 
 def _session_options(options: Options) -> ort.SessionOptions:
     chosen = ort.SessionOptions()
-    chosen.intra_op_num_threads = options.threads or (os.cpu_count() or 1)
+    chosen.intra_op_num_threads = options.threads or cores()
     chosen.inter_op_num_threads = 1
     chosen.log_severity_level = 4
     levels = ort.GraphOptimizationLevel
@@ -205,6 +205,13 @@ def _first_line(error: Exception) -> str:
     return _CODE.sub("", lines[0])[:LONGEST]
 
 
+def cores() -> int:
+    """Return how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @cache
 def cpu_features() -> frozenset[str]:
     """Return the CPU's feature flags in Linux spelling; without /proc/cpuinfo, the least it has."""
@@ -221,15 +228,19 @@ def version() -> str:
     return str(ort.__version__)
 
 
-def paired_cpu_times(
-    first: Session, second: Session, feeds: Mapping[str, NDArray[np.generic]], *, rounds: int
-) -> tuple[list[float], list[float]]:
-    """Time two sessions in turn; return process CPU seconds a run of each, so drift hits both."""
+def paired_times(
+    first: Session, second: Session, feeds: Mapping[str, NDArray[np.generic]], *, rounds: int,
+    clock: Callable[[], float] = time.process_time,
+) -> tuple[list[float], list[float]]:  # fmt: skip
+    """Time two sessions in turn, so that drift hits both; return the seconds of each run.
+
+    Of process CPU time, or by another ``clock``: with more threads than one, of elapsed time.
+    """
     sessions, spent = (first, second), ([], [])  # type: tuple[Session, Session], tuple[list[float], list[float]]
     for index in range(rounds + 1):
         for session, seconds in zip(sessions, spent, strict=True):
-            start = time.process_time()
+            start = clock()
             session.run(feeds)
             if index:  # the first round warms caches up
-                seconds.append(time.process_time() - start)
+                seconds.append(clock() - start)
     return spent

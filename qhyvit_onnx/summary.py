@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qhyvit_onnx.prediction_record import PointRecord
 from qhyvit_onnx.report import BridgeRecord, FoldRecord, OutputRecord, Report, UnitRecord
+from qhyvit_onnx.speed_records import PointRecord
 from qhyvit_onnx.tables import beside, filled, labelled, megabytes, show, table
 
 NUMBER = re.compile(r"(?<![\w./'-])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w./'-])")
@@ -107,15 +107,19 @@ def _sizes(report: Report) -> RenderableType:
     made = table("!", "float>", "int8>", "ratio>")
     made.add_row("size", megabytes(before), megabytes(after), f"{after / max(before, 1):.2f}x")
     if report.latency is not None:
-        times = (report.latency.float_ms, report.latency.int8_ms)
-        ratio = f"{report.latency.ratio:.2f}x"
-        made.add_row("CPU time", *(f"{ms:.2f} ms" for ms in times), ratio)
+        both = report.latency.two_threads
+        rows = [("CPU time", report.latency), *([("2 threads", both)] if both else [])]
+        for label, found in rows:
+            times = (f"{ms:.2f} ms" for ms in (found.float_ms, found.int8_ms))
+            made.add_row(label, *times, f"{found.ratio:.2f}x")
     notes = ["CPU time of one run, one thread, here"]
-    if (found := report.prediction) is not None:
-        name = "CPU time" if found.unit == "ns" else "instructions"
-        costs = (found.shown(found.in_float), found.shown(found.placed))
-        made.add_row(f"{report.target}: {name}", *costs, f"{found.ratio:.2f}x")
-        notes.append(f"{report.target}: predicted; all int8 {found.shown(found.full)}")
+    if report.latency is not None and report.latency.two_threads is not None:
+        notes.append("2 threads: elapsed time")
+    if (told := report.prediction) is not None:
+        name = "CPU time" if told.unit == "ns" else "instructions"
+        costs = (told.shown(told.in_float), told.shown(told.placed))
+        made.add_row(f"{report.target}: {name}", *costs, f"{told.ratio:.2f}x")
+        notes.append(f"{report.target}: predicted; all int8 {told.shown(told.full)}")
     return Group(made, *(Text(note, style="dim") for note in notes))
 
 

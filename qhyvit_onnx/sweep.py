@@ -21,7 +21,7 @@ from qhyvit_onnx.passes.measure import Measure
 from qhyvit_onnx.passes.place import Place
 from qhyvit_onnx.passes.verify import Verify
 from qhyvit_onnx.pipeline import Step, Watcher, run
-from qhyvit_onnx.prediction_record import PointRecord
+from qhyvit_onnx.speed_records import PointRecord
 from qhyvit_onnx.state import State
 
 SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75)

@@ -100,3 +100,11 @@ def test_summary_is_plain_and_narrow(report, capsys, tmp_path):
 def test_slower_is_said(report):
     assert slower(report).startswith("int8 takes 1.50x the time")
     assert slower(report.model_copy(update={"latency": None})) == ""
+
+
+def test_times_become_a_record_by_threads():
+    assert Latency.of({}) is None
+    one = Latency.of({1: (2.0, 1.0)})
+    assert (one.float_ms, one.int8_ms, one.ratio, one.two_threads) == (2.0, 1.0, 0.5, None)
+    two = Latency.of({1: (2.0, 1.0), 2: (1.0, 3.0)})
+    assert (two.ratio, two.two_threads.ratio) == (0.5, 3.0)

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CPU time of compiled models over float, both models in turn in one process, so drift cancels.
+"""Time of compiled models over float, both models in turn in one process, so drift cancels.
 
 usage: python tools/bench_latency.py MODEL.onnx=DATA.npz ... [--target auto] [--rounds 60]
+    [--threads 1 2]
 
 Beside ours: onnxruntime's own ``quantize_static``. The accuracy guard is off. Ratio is the median
-of the ratios of paired runs (process CPU seconds, 1 thread); below 1 is faster than float.
+of the ratios of paired runs, below 1 is faster than float: of process CPU seconds with 1 thread,
+of elapsed seconds with more.
 """
 
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ import onnx
 from _bench import Feed, Rows, npz_feeds, quantize_static, speed_only, table
 
 from qhyvit_onnx.compiler import compile_model
-from qhyvit_onnx.runtime import Options, Session, paired_cpu_times
+from qhyvit_onnx.runtime import Options, Session, paired_times
 
 
 def main() -> None:
@@ -28,42 +31,48 @@ def main() -> None:
     parser.add_argument("pairs", nargs="+", metavar="MODEL=DATA")
     parser.add_argument("--target", default="auto")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--samples", type=int, default=16, help="calibration samples")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows: Rows = []
     for pair in args.pairs:
         model, data = (Path(part) for part in pair.split("="))
-        rows.append(measure(model, npz_feeds(data, args.samples), args.target, args.rounds))
-        print(table(rows[-1:]), flush=True)
+        found = measure(model, npz_feeds(data, args.samples), args)
+        print(table(found), flush=True)
+        rows += found
     print("\n" + table(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
 
 
-def measure(model: Path, feeds: list[Feed], target: str, rounds: int) -> dict[str, object]:
-    """Compile one model both ways; time each against float."""
-    config = speed_only(target)
-    compiled = compile_model(model, feeds, config)
-    float_ms, ours = ratio(model, compiled.model, feeds[0], rounds)
+def measure(model: Path, feeds: list[Feed], args: argparse.Namespace) -> Rows:
+    """Compile one model both ways; time each against float, a row for each number of threads."""
+    compiled, rows = compile_model(model, feeds, speed_only(args.target)), list[dict[str, object]]()
     with tempfile.TemporaryDirectory() as folder:
         static = quantize_static(model, feeds, Path(folder) / "static.onnx")
-        _, theirs = ratio(model, static, feeds[0], rounds)
-    return {
-        "model": model.name,
-        "target": compiled.report.target,
-        "float ms": round(float_ms, 2),
-        "ours / float": ours,
-        "quantize_static / float": theirs,
-    }
+        for threads in args.threads:
+            float_ms, ours = ratio(model, compiled.model, feeds[0], args.rounds, threads)
+            _, theirs = ratio(model, static, feeds[0], args.rounds, threads)
+            rows.append({
+                "model": model.name,
+                "target": compiled.report.target,
+                "threads": threads,
+                "float ms": round(float_ms, 2),
+                "ours / float": ours,
+                "quantize_static / float": theirs,
+            })  # fmt: skip
+    return rows
 
 
 def ratio(
-    source: Path, model: onnx.ModelProto | Path, feed: Feed, rounds: int
+    source: Path, model: onnx.ModelProto | Path, feed: Feed, rounds: int, threads: int = 1
 ) -> tuple[float, str]:
     """Return float milliseconds, and the ratio as median [quartiles] of paired runs."""
-    options = Options(threads=1)
-    pair = paired_cpu_times(Session(source, options), Session(model, options), feed, rounds=rounds)
+    options = Options(threads=threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    sessions = Session(source, options), Session(model, options)
+    pair = paired_times(*sessions, feed, rounds=rounds, clock=clock)
     reference, candidate = (np.array(seconds) for seconds in pair)
     low, middle, high = np.percentile(candidate / reference, [25, 50, 75])
     return 1e3 * float(np.median(reference)), f"{middle:.3f} [{low:.3f}, {high:.3f}]"

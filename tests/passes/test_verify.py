@@ -87,7 +87,7 @@ def test_a_sound_model_is_proven(emitted, target):
     assert proof.closeness["y"].sqnr_db > 28
     assert proof.closeness["y"].cosine > 0.999
     assert proof.closeness["y"].samples == 4
-    assert np.isnan([proof.float_ms, proof.int8_ms]).all()
+    assert proof.times == {}
     assert outcome.note.startswith("2 integer kernels confirmed, SQNR ")
     assert outcome.changed == 0
 
@@ -117,12 +117,14 @@ def test_held_back_samples_are_used_where_there_are_some(emitted):
     assert state.get(VERIFICATION).closeness["y"].samples == 5
 
 
-def test_times_are_measured_when_asked(emitted):
+@pytest.mark.parametrize(("cores", "threads"), [(1, {1}), (2, {1, 2}), (8, {1, 2})])
+def test_times_are_measured_when_asked(emitted, monkeypatch, cores, threads):
+    monkeypatch.setattr("qhyvit_onnx.passes.verify.cores", lambda: cores)
     state = emitted()
     Verify(ARM, Settings(samples=1, rounds=2)).run(state)
-    proof = state.get(VERIFICATION)
-    assert 0 <= proof.float_ms < 1000
-    assert 0 <= proof.int8_ms < 1000
+    times = state.get(VERIFICATION).times
+    assert times.keys() == threads
+    assert all(0 <= ms < 1000 for pair in times.values() for ms in pair)
 
 
 def test_a_float_unit_listed_int8_is_named(emitted):

@@ -1,9 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the report says of speed on the target, by its cost table."""
+"""What the report says of speed: measured here, predicted for the target, tried on the way."""
+
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
 from qhyvit_onnx.facts import Prediction
+
+
+class Times(BaseModel):
+    """Time of one run on this machine, both models in turn, in the median."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    float_ms: float
+    int8_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """Quantized over float: below 1 is faster."""
+        return self.int8_ms / self.float_ms
+
+
+class Latency(Times):
+    """Process CPU time of one run, one thread."""
+
+    two_threads: Times | None = None
+    """Elapsed time with two threads; None where there is one core, and in earlier reports."""
+
+    @classmethod
+    def of(cls, times: Mapping[int, tuple[float, float]]) -> "Latency | None":
+        """Return the times by threads as a record; None if nothing was timed."""
+        made = {
+            threads: {"float_ms": before, "int8_ms": after}
+            for threads, (before, after) in times.items()
+        }
+        return cls(**made[1], two_threads=Times(**made[2]) if 2 in made else None) if made else None
 
 
 class PointRecord(BaseModel):
