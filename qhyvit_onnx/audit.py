@@ -67,6 +67,11 @@ def audit(
     return tuple(seen)
 
 
+def plain_name(name: str) -> str:
+    """Return the name that a node of the optimized graph had in the model."""
+    return _SUFFIX.sub("", name)
+
+
 class _Running:
     """The optimized graph, by the names of the nodes it came from."""
 
@@ -77,7 +82,7 @@ class _Running:
         constants = {item.name for item in model.graph.initializer}
         by_weight: dict[str, str] = {}
         for node in model.graph.node:
-            for name in {node.name, _SUFFIX.sub("", node.name)}:
+            for name in {node.name, plain_name(node.name)}:
                 self._by_name.setdefault(name, []).append(node.op_type)
             by_weight.update({name: node.op_type for name in node.input if name in constants})
         self._by_weight, self._constants = by_weight, constants

@@ -25,6 +25,7 @@ INTERRUPTED = 130
 COMMANDS: Mapping[str, str] = {
     "compile": "Quantize a float model to int8; write it and its report.",
     "inspect": "Show what is in a model, and what will be int8.",
+    "explain": "Say why a node of a compiled model runs int8 or float.",
     "eval": "Compare a float and a quantized model on data.",
     "profile": "Measure what layers cost on this machine, for compile --target.",
     "passes": "List what compile does, in order.",

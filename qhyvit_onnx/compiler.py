@@ -17,7 +17,8 @@ from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.data import Feeds, Source, open_feeds
 from qhyvit_onnx.data.preprocess import Recipe
 from qhyvit_onnx.errors import ModelError, PassError
-from qhyvit_onnx.facts import EMITTED
+from qhyvit_onnx.explain import LEFT_FLOAT
+from qhyvit_onnx.facts import EMITTED, PLACEMENT
 from qhyvit_onnx.model_io import check_model, input_specs, load_model
 from qhyvit_onnx.passes.measure import Measure
 from qhyvit_onnx.pipeline import Watcher, default_pipeline, run
@@ -76,7 +77,7 @@ def compile_model(
         measure = Measure(target, bound.open(source, config, preprocess))
         found = sweep(passes, found.state, measure, bound.max_drop, watcher)
     emitted = found.state.get(EMITTED)
-    _stamp(emitted, digest, config, calibrated, target.name)
+    _stamp(emitted, digest, found.state, target.name)
     ort = _ort_file(emitted, target, calibrated) if config.emit_ort else None
     return Compiled(emitted, make_report(found.state, found.steps, target, found.front), ort)
 
@@ -120,18 +121,12 @@ def open_data(
     return feeds.split(config.calib_samples)
 
 
-def _stamp(
-    model: onnx.ModelProto,
-    digest: str,
-    config: CompileConfig,
-    feeds: Feeds,
-    target: str,
-) -> None:
+def _stamp(model: onnx.ModelProto, digest: str, state: State, target: str) -> None:
     """Write provenance into the metadata: no times, no paths, so equal inputs give equal bytes."""
+    config, origin = state.config, state.calibration.origin
     settings: dict[str, Any] = asdict(
         replace(config, input_shapes=dict(config.input_shapes), bits=dict(config.bits))
     )
-    origin = feeds.origin
     entries = {
         "qhyvit_onnx.version": __version__,
         "qhyvit_onnx.target": target,
@@ -140,6 +135,7 @@ def _stamp(
         "qhyvit_onnx.calibration": f"{origin.kind}, {origin.taken} samples",
         "qhyvit_onnx.deployable": str(origin.deployable),
         "qhyvit_onnx.calibration_sha256": origin.sha256,
+        LEFT_FLOAT: json.dumps(dict(state.get(PLACEMENT).reasons), sort_keys=True),
     }
     known = {item.key for item in model.metadata_props}
     if clash := sorted(known & set(entries)):

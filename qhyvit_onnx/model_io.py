@@ -66,6 +66,22 @@ def load_model(path: str | Path) -> onnx.ModelProto:
     return model
 
 
+def load_compiled(path: str | Path) -> onnx.ModelProto:
+    """Return the quantized model at ``path``.
+
+    Error:
+        ConfigError when there is no such file; ModelError when it is no ONNX model.
+    """
+    path = Path(path)
+    _check_file(path)
+    try:
+        model = _parse(path)
+        _run_checker(path)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.message}", node=error.node, hint=error.hint) from error
+    return model
+
+
 def check_model(model: onnx.ModelProto) -> None:
     """Check a model that is in memory as ``load_model`` checks a file; ModelError when it fails."""
     check_structure(model)
