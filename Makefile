@@ -11,7 +11,7 @@ PINS := setup.cfg pyproject.toml tools/constraints.txt
 DEMO := tools/demo
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint clean
+.PHONY: demo test lint arm-check clean
 
 demo: $(CORE)
 	@mkdir -p out
@@ -22,6 +22,10 @@ demo: $(CORE)
 
 test: $(DEV)
 	$(BIN)/python -m pytest
+
+# Needs Debian packages, and says which; ZOO=folder, of tools/export_zoo.py, checks those models too.
+arm-check: $(DEV)
+	$(BIN)/python tools/check_arm.py $(if $(ZOO),--zoo $(ZOO))
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -108,12 +108,12 @@ def host_machine() -> Machine:
 
 
 def _replay(model: onnx.ModelProto, feeds: list[Feed], options: Options) -> Replay:
-    running = _Running(model, options)
-    runs = [running.replay(feed) for feed in feeds]
-    layers = [run for run, _ in runs]
-    largest = [max(same, key=lambda layer: layer.difference) for same in zip(*layers, strict=True)]
-    refused = runs[0][1] if runs else []
-    return Replay(tuple(largest), (*running.unread, *refused), len(feeds))
+    shown = Shown(model, options)
+    # one thread: a pool that spins takes the cores that numpy needs
+    session = Session(shown.model, replace(options, optimize=False, threads=1))
+    return shown.compared(
+        (session.run(feed, shown.wanted) | feed for feed in feeds), host_machine()
+    )
 
 
 def _explained(layer: Layer, cured: set[str]) -> Layer:
@@ -122,22 +122,24 @@ def _explained(layer: Layer, cured: set[str]) -> Layer:
     return replace(layer, cause=Cause.SATURATION if layer.name in cured else Cause.UNKNOWN)
 
 
-class _Running:
-    """The graph that onnxruntime runs, with the tensors around integer nodes as its outputs."""
+class Shown:
+    """The graph that onnxruntime runs, with the tensors around integer nodes as its outputs.
+
+    ``model`` is that graph, to be run without optimizing it again; ``wanted`` are those outputs.
+    """
 
     def __init__(self, model: onnx.ModelProto, options: Options) -> None:
+        """Optimize ``model`` by the decisions of ``options``."""
         graph = optimized(model, options, weights=True)
-        # one thread: a pool that spins takes the cores that numpy needs
         self._options = replace(options, optimize=False, threads=1)
         self._opset = opset_of(graph)
-        self._machine = host_machine()
         self._constants = {x.name: x for x in graph.graph.initializer}
         self._nodes = self._integer_nodes(graph)
-        self._inputs = {item.name for item in graph.graph.input}
+        inputs = {item.name for item in graph.graph.input}
         around = {n for node in self._nodes for n in (*node.input, *node.output)}
-        self._wanted = sorted(around - self._inputs - set(self._constants) - {""})
-        self._session = Session(_showing(graph, self._wanted), self._options)
-        self.unread = [
+        self.wanted = sorted(around - inputs - set(self._constants) - {""})
+        self.model = _showing(graph, self.wanted)
+        self._unread = [
             (node.op_type, Miss("what runs in its body is not shown", node.name))
             for node in graph.graph.node
             if any(item.HasField("g") for item in node.attribute)
@@ -152,14 +154,26 @@ class _Running:
         codes |= {x.name for x in graph.graph.input if x.type.tensor_type.elem_type in _CODES}
         return [node for node in graph.graph.node if codes & {*node.input, *node.output}]
 
-    def replay(self, feed: Feed) -> tuple[list[Layer], list[tuple[str, Miss]]]:
-        """Run one sample; compute every integer node again from what it read."""
-        arrays = {**feed, **self._session.run(feed, self._wanted)}
+    def compared(self, runs: Iterable[Mapping[str, Array]], machine: Machine) -> Replay:
+        """Return how far integer nodes are from their references on ``machine``.
+
+        ``runs`` hold what was fed and what came out, by tensor, for each sample.
+        """
+        found = [self._once(arrays, machine) for arrays in runs]
+        layers = zip(*(run for run, _ in found), strict=True)
+        largest = tuple(max(same, key=lambda layer: layer.difference) for same in layers)
+        refused = found[0][1] if found else []
+        return Replay(largest, (*self._unread, *refused), len(found))
+
+    def _once(
+        self, arrays: Mapping[str, Array], machine: Machine
+    ) -> tuple[list[Layer], list[tuple[str, Miss]]]:
+        """Compute every integer node again from what it read."""
         layers: list[Layer] = []
         refused: list[tuple[str, Miss]] = []
         for node in self._nodes:
             inputs = [self._read(name, arrays) for name in node.input]
-            made = reference(Call(node, inputs, self._opset, self._machine))
+            made = reference(Call(node, inputs, self._opset, machine))
             if isinstance(made, Miss):
                 refused.append((node.op_type, made))
             else:

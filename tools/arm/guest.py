@@ -3,9 +3,9 @@
 
 usage: DEST/python CPU guest.py FOLDER
 
-FOLDER holds ``NAME.onnx`` and ``feeds.npz``; outputs go to ``NAME.npz``. Without feeds, models run
-on noise and their outputs are not kept. Around the run that counts, getpgid is called with a number
-that ``count.c`` listens for.
+FOLDER holds ``NAME.onnx`` and ``feeds.npz``; outputs go to ``NAME.npz``. ``NAME.plain.onnx`` is run
+as it is, not optimized. Without feeds, models run on noise and their outputs are not kept. Around
+the run that counts, getpgid is called with a number that ``count.c`` listens for.
 """
 
 import os
@@ -34,11 +34,13 @@ def noise(session: ort.InferenceSession) -> dict[str, np.ndarray]:
 def main() -> None:
     """Run every model twice; the first run allocates."""
     folder = Path(sys.argv[1])
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
     ort.set_default_logger_severity(4)
     given = folder / "feeds.npz"
     for path in sorted(folder.glob("*.onnx")):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        if path.stem.endswith(".plain"):
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         feeds = dict(np.load(given)) if given.exists() else noise(session)
         session.run(None, feeds)
