@@ -46,7 +46,7 @@ class Carrier:
     def __init__(self, graph: Graph, forms: Forms) -> None:
         """Look up the tensors once: names change while Q and DQ are written."""
         self._graph, self._grids, self._readings = graph, forms.grids, forms.readings
-        self._taken = names(graph)
+        self._taken, self._outside = names(graph), forms.outside
         self._integer = {id(node): unit for unit in forms.chosen for node in unit.nodes}
         self._parameters: dict[Grid, tuple[Tensor, Tensor]] = {}
         tensors = graph.tensors()
@@ -73,7 +73,7 @@ class Carrier:
     def _from_integer(self, tensor: Tensor) -> bool:
         node = producer(tensor)
         if node is None:
-            return False
+            return tensor.name in self._outside
         if id(node) in self._integer:
             return True
         return moves(node) and id(node.inputs[0]) in self._ids

@@ -19,5 +19,7 @@ class Forms:
     """Tensor name to the tensor whose grid it uses."""
     readings: Mapping[tuple[str, str], Grid] = field(default_factory=dict)
     """By tensor and node: the grid by which that node reads its codes, if not by the tensor's."""
+    outside: frozenset[str] = frozenset()
+    """Inputs of the graph that come in as codes."""
     count: int = 0
     """Forms that were changed for speed."""

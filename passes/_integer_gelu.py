@@ -38,4 +38,5 @@ def write_gelus(graph: Graph, forms: Forms, stats: Mapping[str, TensorStats]) ->
         grids[factor.name], carried[factor.name] = gate.written, factor.name
         readings[factor.name, unit.name] = gate.read
         readings[source.name, unit.gate] = replace(given, scale=given.scale * gate.slope)
-    return Forms(units, replace(forms.grids, activations=grids), carried, readings, forms.count)
+    known = replace(forms.grids, activations=grids)
+    return replace(forms, chosen=units, grids=known, carried=carried, readings=readings)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from qhyvit_onnx.config import Extent
+from qhyvit_onnx.config import CompileConfig, Extent, Io
 from qhyvit_onnx.errors import DataError, ModelError
 from qhyvit_onnx.graph import Tensor, producer
 from qhyvit_onnx.kernels.observers import Observer, TensorStats
@@ -88,22 +88,24 @@ def _leave_out(
         del observers[name]
 
 
-def watched(units: Iterable[Unit], extent: Extent) -> dict[str, int]:
+def watched(units: Iterable[Unit], config: CompileConfig) -> dict[str, int]:
     """Return the tensors to watch, each with its channel axis.
 
     What a kernel reads, seen through data movement, and what it writes as codes. A tensor that a
-    kernel writes as floats is watched only if another kernel reads it; what a softmax writes only
-    if something else than a product (attention) reads it: it is large, and its grid is fixed.
+    kernel writes as floats is watched only if another kernel reads it, or if it leaves as codes;
+    what a softmax writes only if something else than a product (attention) reads it: it is large,
+    and its grid is fixed.
     What a softmax reads, as large, is watched only where it may run int8: with Extent.FULL.
     """
     axes: dict[str, int] = {}
     for unit in units:
-        if unit.kind is Kind.SOFTMAX and extent is Extent.FAST:
+        if unit.kind is Kind.SOFTMAX and config.placement is Extent.FAST:
             continue
         convolves = unit.kind in CONVOLUTIONS
         if unit.kind in LAYERS:  # its weight columns meet these channels: this axis counts
             axes[unit.inputs[0].name] = 1 if convolves else -1
-        written = () if unit.may_write_floats else (unit.output,)
+        leaves = config.io is Io.UINT8 and not unit.output.outputs
+        written = () if unit.may_write_floats and not leaves else (unit.output,)
         for tensor in (*unit.inputs, *written, *unit.interior):
             source = source_of(tensor)
             if unit.kind not in {Kind.PRODUCT, Kind.SOFTMAX} or not is_softmax(source):

@@ -23,7 +23,7 @@ class Calibrate(Pass):
     def run(self, state: State) -> Outcome:
         """Put STATS: statistics by tensor name."""
         units = find_units(state.graph)
-        stats, samples = observe(state, watched(units, state.config.placement), units)
+        stats, samples = observe(state, watched(units, state.config), units)
         state.put(STATS, stats)
         return Outcome(0, _note(stats, samples))
 

@@ -73,7 +73,7 @@ def _observed(
     touched = {name for name, ids in flow.ids.items() if change.touches(ids)}
     products = (item for item in flow.products if change.touches(item.right))
     scores = {name for product in products for name in product.scores}
-    axes = watched(units, state.config.placement)
+    axes = watched(units, state.config)
     old = before.keys() - touched - scores
     moved = {name: axis for name, axis in axes.items() if name not in old}
     return observe(state, moved, units)[0] if moved else {}

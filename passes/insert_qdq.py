@@ -7,9 +7,12 @@ their own DQ; a float tensor that a kernel fuses away has its Q as only reader.
 
 from dataclasses import dataclass
 
-from qhyvit_onnx.facts import GRIDS, PLACEMENT, RANGES
+from qhyvit_onnx.config import Io
+from qhyvit_onnx.facts import GRIDS, INTERFACE, PLACEMENT, RANGES
 from qhyvit_onnx.graph import tidy
+from qhyvit_onnx.interface import Interface
 from qhyvit_onnx.passes._base import Outcome, Pass
+from qhyvit_onnx.passes._byte_io import carry_ends, open_ends
 from qhyvit_onnx.passes._carry import Carrier
 from qhyvit_onnx.passes._fast_forms import FastForms
 from qhyvit_onnx.passes._forms import Forms
@@ -29,9 +32,10 @@ class InsertQdq(Pass):
     name = "insert-qdq"
     summary = "writes Q and DQ as the integer kernels need them"
     needs = (GRIDS, PLACEMENT, RANGES)
+    gives = (INTERFACE,)
 
     def run(self, state: State) -> Outcome:
-        """Edit the graph; nothing is decided here.
+        """Edit the graph, put INTERFACE; nothing is decided here.
 
         Error:
             ConfigError when something that is carried is rounded as no kernel could.
@@ -43,6 +47,8 @@ class InsertQdq(Pass):
         forms = Forms([units[name] for name in placement.int8], grids, placement.carried)
         forms = write_gelus(state.graph, forms, state.get(RANGES))
         forms = multiply_resizes(state.graph, forms)
+        opened = state.config.io is Io.UINT8
+        forms = carry_ends(state.graph, forms, state.pixels) if opened else forms
         weights = WeightWriter(state.graph, forms.grids)
         for unit in forms.chosen:
             if unit.kind in LAYERS:
@@ -52,6 +58,11 @@ class InsertQdq(Pass):
         tidy(state.graph)
         forms = FastForms(state.graph, forms).write()
         Carrier(state.graph, forms).write()
+        tidy(state.graph)
+        state.put(
+            INTERFACE,
+            open_ends(state.graph, forms, state.pixels) if opened else Interface(state.pixels),
+        )
         tidy(state.graph)
         note = f"{len(forms.carried)} tensors carried as uint8"
         more = f", {forms.count} faster forms" if forms.count else ""

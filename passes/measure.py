@@ -9,7 +9,8 @@ from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.data.labels import by_run
 from qhyvit_onnx.errors import DataError
 from qhyvit_onnx.evaluate import compare
-from qhyvit_onnx.facts import DROP, Drop
+from qhyvit_onnx.facts import DROP, INTERFACE, Drop
+from qhyvit_onnx.interface import Coded
 from qhyvit_onnx.metrics import Closeness
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.runtime import Options, Session, cpu_features
@@ -26,6 +27,7 @@ class Measure(Pass):
 
     name = "measure"
     summary = "what the emitted model loses on the evaluation data"
+    needs = (INTERFACE,)
     gives = (DROP,)
 
     def run(self, state: State) -> Outcome:
@@ -34,10 +36,11 @@ class Measure(Pass):
         Error:
             DataError when the labels fit no output.
         """
+        options = Options(arithmetic=arithmetic_of(self.target, cpu_features()))
         labels, total = by_run(self.samples), len(self.samples)
         found = compare(
             Session(state.source),
-            Session(state.model(), Options(arithmetic=arithmetic_of(self.target, cpu_features()))),
+            Coded(Session(state.model(), options), state.get(INTERFACE)),
             self.samples,
             labels=labels,
             tick=lambda done: state.tick(done, total),

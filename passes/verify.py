@@ -16,7 +16,16 @@ from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.data import Feed, Feeds
 from qhyvit_onnx.errors import PassError
 from qhyvit_onnx.evaluate import compare
-from qhyvit_onnx.facts import EMITTED, FLOAT, PLACEMENT, UNITS, VERIFICATION, Verification
+from qhyvit_onnx.facts import (
+    EMITTED,
+    FLOAT,
+    INTERFACE,
+    PLACEMENT,
+    UNITS,
+    VERIFICATION,
+    Verification,
+)
+from qhyvit_onnx.interface import Coded, Interface
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.replay import Counted, Replay, replay
 from qhyvit_onnx.runtime import (
@@ -47,7 +56,7 @@ class Verify(Pass):
 
     name = "verify"
     summary = "checker, kernels really fused here and on ARM, output against float, latency"
-    needs = (FLOAT, UNITS, PLACEMENT)
+    needs = (FLOAT, UNITS, PLACEMENT, INTERFACE)
     gives = (EMITTED, VERIFICATION)
 
     def run(self, state: State) -> Outcome:
@@ -57,16 +66,17 @@ class Verify(Pass):
         seen = self._audit(model, state)
         samples = state.held_back or state.calibration
         _check_folds(state, samples)
+        interface = state.get(INTERFACE)
         arithmetic = arithmetic_of(self.target, cpu_features())
         closeness = compare(
             Session(state.source),
-            Session(model, Options(arithmetic=arithmetic)),
+            Coded(Session(model, Options(arithmetic=arithmetic)), interface),
             samples,
             limit=self.settings.samples,
             blame=PassError,
         )
-        times = self._time(state.source, model, samples)
-        replayed = self._replay(model, samples, arithmetic)
+        times = self._time(state.source, model, samples, interface)
+        replayed = self._replay(model, samples.mapped(interface.encode), arithmetic)
         state.put(EMITTED, model)
         kernels = {item.unit: item.kernel for item in seen}
         views = tuple(str(view) for view in View)
@@ -93,7 +103,11 @@ class Verify(Pass):
         return replay(model, feeds, Options(arithmetic=arithmetic))
 
     def _time(
-        self, source: onnx.ModelProto, model: onnx.ModelProto, samples: Feeds
+        self,
+        source: onnx.ModelProto,
+        model: onnx.ModelProto,
+        samples: Feeds,
+        interface: Interface,
     ) -> dict[int, tuple[float, float]]:
         """Return the times of both models on one thread, and on two where there are two."""
         found: dict[int, tuple[float, float]] = {}
@@ -101,8 +115,10 @@ class Verify(Pass):
         for threads, clock in clocks.items():
             if threads <= cores():
                 options = Options(threads=threads)
+                feed = next(iter(samples))
                 first, second = paired_times(
-                    Session(source, options), Session(model, options), next(iter(samples)),
+                    (Session(source, options), feed),
+                    (Session(model, options), interface.encode(feed)),
                     rounds=self.settings.rounds, clock=clock,
                 )  # fmt: skip
                 found[threads] = 1e3 * float(np.median(first)), 1e3 * float(np.median(second))

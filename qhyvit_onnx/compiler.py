@@ -18,7 +18,8 @@ from qhyvit_onnx.data import Feeds, Source, open_feeds
 from qhyvit_onnx.data.preprocess import Recipe
 from qhyvit_onnx.errors import ModelError, PassError
 from qhyvit_onnx.explain import LEFT_FLOAT
-from qhyvit_onnx.facts import EMITTED, PLACEMENT
+from qhyvit_onnx.facts import EMITTED, INTERFACE, PLACEMENT
+from qhyvit_onnx.interface import KEY, Pixels
 from qhyvit_onnx.model_io import check_model, input_specs, load_model
 from qhyvit_onnx.passes.measure import Measure
 from qhyvit_onnx.pipeline import Watcher, default_pipeline, run
@@ -65,28 +66,44 @@ def compile_model(
         raise undeployable(recipe)
     source = load(model)
     target = find_target(config.target, cpu_features())
-    calibrated, held_back = open_data(source, calibration, config, preprocess)
+    state = _begun(source, calibration, config, preprocess)
     watcher = watcher or Watcher()
-    watcher.opened(calibrated, held_back, target)
-    digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
-    passes = default_pipeline(config, target)
-    found = Swept(State(source, config, calibrated, held_back), [], [])
+    watcher.opened(state.calibration, state.held_back, target)
+    passes, found = default_pipeline(config, target), Swept(state, [], [])
     if bound is None:
-        found.steps.extend(run(passes, found.state, watcher))
+        found.steps.extend(run(passes, state, watcher))
     else:
-        measure = Measure(target, bound.open(source, config, preprocess))
-        found = sweep(passes, found.state, measure, bound.max_drop, watcher)
+        samples = bound.open(source, config, preprocess)
+        pixels = state.pixels
+        measure = Measure(target, samples.mapped(pixels.pixels_in) if pixels else samples)
+        found = sweep(passes, state, measure, bound.max_drop, watcher)
     emitted = found.state.get(EMITTED)
-    _stamp(emitted, digest, found.state, target.name)
-    ort = _ort_file(emitted, target, calibrated) if config.emit_ort else None
+    _stamp(emitted, found.state, source, target.name)
+    ort = _ort_file(emitted, target, found.state) if config.emit_ort else None
     return Compiled(emitted, make_report(found.state, found.steps, target, found.front), ort)
 
 
-def _ort_file(model: onnx.ModelProto, target: Target, samples: Feeds) -> OrtFile:
+def _begun(
+    source: onnx.ModelProto,
+    calibration: Source,
+    config: CompileConfig,
+    preprocess: str | Recipe | None,
+) -> State:
+    """Return the compilation before its first pass."""
+    calibrated, held_back = open_data(source, calibration, config, preprocess)
+    if not config.embed_preprocess:
+        return State(source, config, calibrated, held_back)
+    pixels = Pixels.of(input_specs(source), preprocess)
+    held = held_back.mapped(pixels.pixels_in) if held_back else None
+    model, samples = pixels.embedded(source), calibrated.mapped(pixels.pixels_in)
+    return State(model, config, samples, held, pixels)
+
+
+def _ort_file(model: onnx.ModelProto, target: Target, state: State) -> OrtFile:
     """Return ``model`` in onnxruntime's own format, checked to compute the same on one sample."""
     found = ort_file(model, arm=target.is_arm)
     options = Options(arithmetic=Arithmetic.EXACT)
-    sample = next(iter(samples))
+    sample = state.get(INTERFACE).encode(next(iter(state.calibration)))
     want, got = Session(model, options).run(sample), Session(found.model, options).run(sample)
     apart = [name for name in want if not np.allclose(want[name], got[name], rtol=1e-3, atol=1e-5)]
     if apart:
@@ -121,8 +138,9 @@ def open_data(
     return feeds.split(config.calib_samples)
 
 
-def _stamp(model: onnx.ModelProto, digest: str, state: State, target: str) -> None:
+def _stamp(model: onnx.ModelProto, state: State, source: onnx.ModelProto, target: str) -> None:
     """Write provenance into the metadata: no times, no paths, so equal inputs give equal bytes."""
+    digest = hashlib.sha256(source.SerializeToString(deterministic=True)).hexdigest()
     config, origin = state.config, state.calibration.origin
     settings: dict[str, Any] = asdict(
         replace(config, input_shapes=dict(config.input_shapes), bits=dict(config.bits))
@@ -135,6 +153,7 @@ def _stamp(model: onnx.ModelProto, digest: str, state: State, target: str) -> No
         "qhyvit_onnx.calibration": f"{origin.kind}, {origin.taken} samples",
         "qhyvit_onnx.deployable": str(origin.deployable),
         "qhyvit_onnx.calibration_sha256": origin.sha256,
+        KEY: state.get(INTERFACE).metadata(),
         LEFT_FLOAT: json.dumps(dict(state.get(PLACEMENT).reasons), sort_keys=True),
     }
     known = {item.key for item in model.metadata_props}

@@ -107,6 +107,15 @@ class Learning:
             raise ConfigError("learning needs 0 or more samples, steps and finishing steps")
 
 
+class Io(StrEnum):
+    """What an emitted model takes and gives."""
+
+    FLOAT = "float"
+    """What the float model does."""
+    UINT8 = "uint8"
+    """Bytes, on the grids that the model's metadata tells, where a grid is known."""
+
+
 DEVICES = ("auto", "cpu", "cuda")
 """Where rounding is learned; auto takes a GPU when torch sees one."""
 
@@ -198,6 +207,12 @@ class CompileConfig:
 
     emit_ort: bool = False
     """Also make the file of onnxruntime's own format, for the platform of the target."""
+
+    io: Io = Io.FLOAT
+    """What goes in and out of the emitted model."""
+
+    embed_preprocess: bool = False
+    """The emitted model takes pixels, 0 to 255, and does the arithmetic of ``preprocess``."""
 
     exclude: tuple[str, ...] = ()
     """Glob patterns on node names: these stay float."""

@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+import onnx
 
 from qhyvit_onnx.data import Feed, Feeds
 from qhyvit_onnx.data.labels import by_run
 from qhyvit_onnx.errors import CompileError, ModelError
+from qhyvit_onnx.interface import Coded, Interface, Runner
 from qhyvit_onnx.metrics import Closeness, Comparison, decides
 from qhyvit_onnx.runtime import Arithmetic, Arrays, Options, Session
 
@@ -21,18 +22,6 @@ SCHEMA = 1
 
 Labels: TypeAlias = Sequence[tuple[int, ...]]
 """The class of every sample, in one group a run."""
-
-
-class Runner(Protocol):
-    """What runs a model: a session, or a simulation of one."""
-
-    inputs: list[str]
-    outputs: list[str]
-
-    def run(
-        self, feeds: Mapping[str, NDArray[np.generic]], wanted: Sequence[str] | None = None
-    ) -> Arrays:
-        """Return outputs by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +72,9 @@ def evaluate(
 
     ``arithmetic`` is how integer products are summed in the quantized one.
     """
-    candidate = _session(quantized, Options(threads=threads, arithmetic=arithmetic))
+    session = _session(quantized, Options(threads=threads, arithmetic=arithmetic))
+    interface = Interface.of(onnx.load(quantized, load_external_data=False))
+    candidate = Coded(session, interface, values=True)
     found = _evaluated(float_model, candidate, feeds, str(quantized), threads=threads, tick=tick)
     return replace(found, quantized_bytes=quantized.stat().st_size, arithmetic=str(arithmetic))
 

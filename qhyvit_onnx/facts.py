@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qhyvit_onnx.graph import value
 from qhyvit_onnx.grid import Grid, WeightGrid
+from qhyvit_onnx.interface import Interface
 from qhyvit_onnx.kernels.evidence import Evidence
 from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.layout.chains import Layout
@@ -195,6 +196,8 @@ GRIDS: Fact[Grids] = Fact("grids")
 SENSITIVITY: Fact[Mapping[str, float]] = Fact("sensitivity")
 """Unit name to squared output error over squared output when that unit alone is quantized."""
 UNITS: Fact[tuple[Unit, ...]] = Fact("units")
+INTERFACE: Fact[Interface] = Fact("interface")
+"""What goes in and out of the emitted model."""
 PLACEMENT: Fact[Placement] = Fact("placement")
 PREDICTION: Fact[Prediction] = Fact("prediction")
 DROP: Fact[Drop] = Fact("drop")

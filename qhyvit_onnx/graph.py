@@ -66,11 +66,17 @@ def export_model(graph: Graph, source: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _keep_infos(kept: MutableSequence[Info], origin: MutableSequence[Info]) -> None:
-    """Put back the source's value infos: dims, symbols and doc strings as the user wrote them."""
+    """Put back the source's value infos: dims, symbols and doc strings as the user wrote them.
+
+    What has become codes stays codes.
+    """
     known = {info.name: info for info in origin}
     for info in kept:
+        codes = info.type.tensor_type.elem_type == onnx.TensorProto.UINT8
         if info.name in known:
             info.CopyFrom(known[info.name])
+            if codes:
+                info.type.tensor_type.elem_type = onnx.TensorProto.UINT8
 
 
 def _ir_for(model: onnx.ModelProto) -> int:

@@ -15,6 +15,7 @@ from qhyvit_onnx.facts import (
     EMITTED,
     FOLDS,
     GRIDS,
+    INTERFACE,
     PLACEMENT,
     PREDICTION,
     REGIONS,
@@ -155,6 +156,8 @@ class Report(_Record):
     latency: Latency | None
     prediction: PredictionRecord | None = None
     """By the cost table of the target; None in reports of earlier versions."""
+    interface: dict[str, str] = {}
+    """By input and output, what it is; those only that are not as in the float model."""
     front: list[PointRecord] = []
     """Placements that were tried for an accuracy bound, the fastest first; the last was taken."""
     replay: ReplayRecord | None = None
@@ -202,6 +205,7 @@ def make_report(
         arithmetic=verification.arithmetic,
         latency=Latency.of(verification.times),
         prediction=PredictionRecord.of(state.get(PREDICTION)),
+        interface=state.get(INTERFACE).told(),
         front=list(front),
         replay=ReplayRecord.of(verification.replay),
         bytes_before=state.source.ByteSize(),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -228,19 +229,23 @@ def version() -> str:
     return str(ort.__version__)
 
 
+Timed: TypeAlias = tuple[Session, Mapping[str, NDArray[np.generic]]]
+"""A session, and what it is run on."""
+
+
 def paired_times(
-    first: Session, second: Session, feeds: Mapping[str, NDArray[np.generic]], *, rounds: int,
+    first: Timed, second: Timed, *, rounds: int,
     clock: Callable[[], float] = time.process_time,
 ) -> tuple[list[float], list[float]]:  # fmt: skip
     """Time two sessions in turn, so that drift hits both; return the seconds of each run.
 
     Of process CPU time, or by another ``clock``: with more threads than one, of elapsed time.
     """
-    sessions, spent = (first, second), ([], [])  # type: tuple[Session, Session], tuple[list[float], list[float]]
+    spent: tuple[list[float], list[float]] = ([], [])
     for index in range(rounds + 1):
-        for session, seconds in zip(sessions, spent, strict=True):
+        for (session, feed), seconds in zip((first, second), spent, strict=True):
             start = clock()
-            session.run(feeds)
+            session.run(feed)
             if index:  # the first round warms caches up
                 seconds.append(clock() - start)
     return spent

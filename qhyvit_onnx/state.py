@@ -11,6 +11,7 @@ from qhyvit_onnx.config import CompileConfig
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import PassError
 from qhyvit_onnx.graph import Graph, export_model, import_graph
+from qhyvit_onnx.interface import Pixels
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ class State:
     """Calibration samples; may be walked more than once."""
     held_back: Feeds | None = None
     """Samples kept out of calibration, to compare on; None when the data has no more."""
+    pixels: Pixels | None = None
+    """How ``source`` makes values of the pixels that it takes, if it does."""
     tick: Callable[[int, int], None] = _silent
     """Progress inside a pass: (done, total)."""
     graph: Graph = None

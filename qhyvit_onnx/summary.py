@@ -57,6 +57,7 @@ def _head(report: Report, source: Path) -> Table:
     return labelled([
         ("model", f"{source.name}, {report.precision} for {report.target}"),
         ("data", f"{data.samples} samples, {origin}{fit}"),
+        *(("takes, gives", f"{name}: {what}") for name, what in report.interface.items()),
     ])  # fmt: skip
 
 

@@ -71,8 +71,8 @@ def ratio(
     """Return float milliseconds, and the ratio as median [quartiles] of paired runs."""
     options = Options(threads=threads)
     clock = time.process_time if threads == 1 else time.perf_counter
-    sessions = Session(source, options), Session(model, options)
-    pair = paired_times(*sessions, feed, rounds=rounds, clock=clock)
+    timed = ((Session(item, options), feed) for item in (source, model))
+    pair = paired_times(*timed, rounds=rounds, clock=clock)
     reference, candidate = (np.array(seconds) for seconds in pair)
     low, middle, high = np.percentile(candidate / reference, [25, 50, 75])
     return 1e3 * float(np.median(reference)), f"{middle:.3f} [{low:.3f}, {high:.3f}]"

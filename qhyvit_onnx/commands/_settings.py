@@ -7,7 +7,7 @@ import click
 
 from qhyvit_onnx.commands import _options
 from qhyvit_onnx.commands._options import DEFAULTS, Command
-from qhyvit_onnx.config import DEVICES, CompileConfig, Effort, Extent, Folding, Guard, Scope
+from qhyvit_onnx.config import DEVICES, CompileConfig, Effort, Extent, Folding, Guard, Io, Scope
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.recipes import Form, listed
 
@@ -78,6 +78,19 @@ OPTIONS: Sequence[Callable[[Command], Command]] = (
         "only), norms (LayerNorm and GroupNorm too), all (scale and shift of single channels too).",
     ),
     click.option(
+        "--io",
+        type=click.Choice([io.value for io in Io]),
+        default=DEFAULTS.io.value,
+        show_default=True,
+        help="What goes in and out: float, or uint8 where a grid is known; the report and the "
+        "model's metadata tell scale and zero point.",
+    ),
+    click.option(
+        "--embed-preprocess",
+        is_flag=True,
+        help="Let the model take pixels, 0 to 255: scale, mean and std of --preprocess go into it.",
+    ),
+    click.option(
         "--exclude",
         "--nodes-to-exclude",
         "exclude",
@@ -123,6 +136,8 @@ def _config(
     placement: str,
     target: str,
     fold: str,
+    io: str,
+    embed_preprocess: bool,
     exclude: tuple[str, ...],
     force_int8: tuple[str, ...],
     accuracy_weight: float,
@@ -140,6 +155,8 @@ def _config(
         placement=Extent(placement),
         target=target,
         folding=Folding(scope=Scope(fold)),
+        io=Io(io),
+        embed_preprocess=embed_preprocess,
         exclude=exclude,
         force_int8=force_int8,
         guard=Guard(weight=accuracy_weight),

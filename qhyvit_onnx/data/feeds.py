@@ -88,6 +88,10 @@ class Feeds:
         """Samples in one feed."""
         return max(1, self.origin.taken // max(self.count, 1))
 
+    def mapped(self, change: Callable[[Feed], Feed]) -> "Feeds":
+        """Return the samples as ``change`` makes them."""
+        return replace(self, walk=lambda: map(change, self.walk()))
+
     def split(self, samples: int) -> "tuple[Feeds, Feeds | None]":
         """Return the first ``samples`` (rounded up to whole feeds), and the rest if any."""
         first = -(-samples // self.batch)

@@ -345,7 +345,7 @@ def attention(build, rng=None, query=1.0, key=1.0, value=1.0, offset=0.0):
 def assert_ranges_are_real(state):
     """What the pass says of the folded model is what another calibration sees of it."""
     units = find_units(state.graph)
-    seen, _ = observe(state, watched(units, state.config.placement), units)
+    seen, _ = observe(state, watched(units, state.config), units)
     told = state.get(RANGES)
     for name, stats in seen.items():
         # the folded weights were rounded: some ulps of the largest value

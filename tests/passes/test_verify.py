@@ -8,8 +8,9 @@ from qhyvit_onnx.config import CompileConfig, Guard
 from qhyvit_onnx.config import Verification as Settings
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import AuditError, PassError
-from qhyvit_onnx.facts import EMITTED, FLOAT, PLACEMENT, UNITS, VERIFICATION, Placement
+from qhyvit_onnx.facts import EMITTED, FLOAT, INTERFACE, PLACEMENT, UNITS, VERIFICATION, Placement
 from qhyvit_onnx.graph import import_graph
+from qhyvit_onnx.interface import Interface
 from qhyvit_onnx.passes.verify import Verify
 from qhyvit_onnx.pipeline import default_pipeline
 from qhyvit_onnx.runtime import View
@@ -69,6 +70,7 @@ def planted(build):
         state.put(UNITS, tuple(find_units(state.graph)))
         state.put(PLACEMENT, Placement(tuple(int8), {}, {}))
         state.put(FLOAT, folded or source)
+        state.put(INTERFACE, Interface())
         state.graph = import_graph(model)
         return state
 
