@@ -58,7 +58,8 @@ def fastest(
     shapes = {**known, **{name: item.shape for name, item in stats.items()}}
 
     def refusal(unit: Unit) -> str:
-        return _refusal(unit, stats, everything) or limit_of(unit, stats, grids)
+        loose = state.config.approximate_gelu
+        return _refusal(unit, stats, everything) or limit_of(unit, stats, grids, approximate=loose)
 
     refused = {
         unit.name: reason

@@ -18,7 +18,7 @@ def write_gelus(graph: Graph, forms: Forms, stats: Mapping[str, TensorStats]) ->
     of the sigmoid by another grid than they were rounded to: see ``kernels/gates.py``.
     """
     taken, units, grids = names(graph), list(forms.chosen), dict(forms.grids.activations)
-    carried, readings = dict(forms.carried), dict(forms.readings)
+    carried, readings, errors = dict(forms.carried), dict(forms.readings), list(forms.gelus)
     for index, unit in enumerate(units):
         if unit.kind is not Kind.GELU:
             continue
@@ -26,6 +26,7 @@ def write_gelus(graph: Graph, forms: Forms, stats: Mapping[str, TensorStats]) ->
         name = source_of(source).name
         given = grids[name]
         gate = gelu_gate(given, grids[out.name], stats[name])
+        errors.append(gate.error)
         factor = variable(fresh(f"{out.name}_factor", taken), out)
         taken.add(factor.name)
         for node in unit.nodes:
@@ -39,4 +40,6 @@ def write_gelus(graph: Graph, forms: Forms, stats: Mapping[str, TensorStats]) ->
         readings[factor.name, unit.name] = gate.read
         readings[source.name, unit.gate] = replace(given, scale=given.scale * gate.slope)
     known = replace(forms.grids, activations=grids)
-    return replace(forms, chosen=units, grids=known, carried=carried, readings=readings)
+    return replace(
+        forms, chosen=units, grids=known, carried=carried, readings=readings, gelus=tuple(errors)
+    )

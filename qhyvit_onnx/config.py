@@ -211,6 +211,9 @@ class CompileConfig:
     io: Io = Io.FLOAT
     """What goes in and out of the emitted model."""
 
+    approximate_gelu: bool = False
+    """A GELU may run int8 even where its form there errs by more than its output is rounded."""
+
     embed_preprocess: bool = False
     """The emitted model takes pixels, 0 to 255, and does the arithmetic of ``preprocess``."""
 

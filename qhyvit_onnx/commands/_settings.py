@@ -91,6 +91,12 @@ OPTIONS: Sequence[Callable[[Command], Command]] = (
         help="Let the model take pixels, 0 to 255: scale, mean and std of --preprocess go into it.",
     ),
     click.option(
+        "--approximate-gelu",
+        is_flag=True,
+        help="Let GELUs run int8, as x * sigmoid, also where that errs by more than rounding does; "
+        "the report says by how much.",
+    ),
+    click.option(
         "--exclude",
         "--nodes-to-exclude",
         "exclude",
@@ -125,25 +131,11 @@ def settings(command: Command) -> Command:
 
 
 def _config(
-    *,
-    calib_samples: int,
-    precision: str,
-    edge_precision: str,
-    bits: tuple[str, ...],
-    recipe: str,
-    effort: str | None,
-    device: str,
-    placement: str,
-    target: str,
-    fold: str,
-    io: str,
-    embed_preprocess: bool,
-    exclude: tuple[str, ...],
-    force_int8: tuple[str, ...],
-    accuracy_weight: float,
-    input_shapes: tuple[str, ...],
-    seed: int,
-) -> CompileConfig:
+    *, calib_samples: int, precision: str, edge_precision: str, bits: tuple[str, ...], recipe: str,
+    effort: str | None, device: str, placement: str, target: str, fold: str, io: str,
+    embed_preprocess: bool, approximate_gelu: bool, exclude: tuple[str, ...],
+    force_int8: tuple[str, ...], accuracy_weight: float, input_shapes: tuple[str, ...], seed: int,
+) -> CompileConfig:  # fmt: skip
     """Return the config of the OPTIONS as click gives them."""
     return CompileConfig(
         precision=precision,
@@ -157,6 +149,7 @@ def _config(
         folding=Folding(scope=Scope(fold)),
         io=Io(io),
         embed_preprocess=embed_preprocess,
+        approximate_gelu=approximate_gelu,
         exclude=exclude,
         force_int8=force_int8,
         guard=Guard(weight=accuracy_weight),
