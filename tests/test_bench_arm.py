@@ -48,7 +48,12 @@ def test_a_run_that_was_cut_short_is_an_error(emulated):
 
 def test_means_are_geometric_and_by_core(arm):
     rows = [
-        {"core": core, "ours / float": ours, "quantize_static / float": 1.0}
+        {
+            "core": core,
+            "ours / float": ours,
+            "ours, full / float": 1.0,
+            "quantize_static / float": 1.0,
+        }
         for core, ours in [("a53", 0.5), ("a76", 0.2), ("a53", 2.0), ("a76", 0.8)]
     ]
     assert [(row["core"], row["ours / float"]) for row in arm.means(rows)] == [

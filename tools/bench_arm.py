@@ -5,7 +5,8 @@ usage: python tools/bench_arm.py MODEL.onnx=DATA.npz ... [--cpus a53 a76 i8mm] [
     [--emulator out/arm]
 
 Cores: a53 has no dot product (nor has A72), a76 has it (Raspberry Pi 5), i8mm also multiplies
-matrices. Ours is compiled for each by its own target. Beside ours: onnxruntime's own
+matrices. Ours is compiled for each by its own target. Beside ours: the same with everything on
+integers that has an integer kernel (``--placement full``), and onnxruntime's own
 ``quantize_static``. The accuracy guard is off.
 
 What runs is the stock aarch64 wheel of onnxruntime, one thread, under qemu-user;
@@ -20,6 +21,7 @@ over the largest value (QLinearAdd rounds in another way on ARM).
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from math import exp, log
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from _bench import Feed, Rows, npz_feeds, quantize_static, speed_only, table
 from _emulated import TARGETS, count, set_up
 
 from qhyvit_onnx.compiler import compile_model
+from qhyvit_onnx.config import Extent
 from qhyvit_onnx.runtime import Arithmetic, Options, Session
 
 
@@ -70,8 +73,11 @@ def measure(model: Path, feeds: list[Feed], args: argparse.Namespace) -> Rows:
         np.savez(folder / "feeds.npz", **feeds[0])
         rows: Rows = []
         for cpu in args.cpus:
-            compiled = compile_model(model, feeds, speed_only(TARGETS[cpu])).model
+            config = speed_only(TARGETS[cpu])
+            compiled = compile_model(model, feeds, config).model
+            full = compile_model(model, feeds, replace(config, placement=Extent.FULL)).model
             onnx.save(compiled, folder / "ours.onnx")
+            onnx.save(full, folder / "full.onnx")
             here = Session(compiled, Options(arithmetic=Arithmetic.EXACT)).run(feeds[0])
             counts = count(args.emulator, cpu, folder)
             with np.load(folder / "ours.npz") as there:
@@ -81,6 +87,7 @@ def measure(model: Path, feeds: list[Feed], args: argparse.Namespace) -> Rows:
                 "core": cpu,
                 "float, millions": round(counts["float"] / 1e6, 1),
                 "ours / float": round(counts["ours"] / counts["float"], 3),
+                "ours, full / float": round(counts["full"] / counts["float"], 3),
                 "quantize_static / float": round(counts["static"] / counts["float"], 3),
                 "output": apart,
             })  # fmt: skip
@@ -96,7 +103,7 @@ def difference(here: Feed, there: Feed) -> str:
 
 def means(rows: Rows) -> Rows:
     """Return geometric means over the models, by core."""
-    ratios = ("ours / float", "quantize_static / float")
+    ratios = ("ours / float", "ours, full / float", "quantize_static / float")
     return [
         {"core": cpu}
         | {

@@ -4,7 +4,8 @@
 usage: python tools/bench_latency.py MODEL.onnx=DATA.npz ... [--target auto] [--rounds 60]
     [--threads 1 2]
 
-Beside ours: onnxruntime's own ``quantize_static``. The accuracy guard is off. Ratio is the median
+Beside ours: the same with everything on integers that has an integer kernel (``--placement full``),
+and onnxruntime's own ``quantize_static``. The accuracy guard is off. Ratio is the median
 of the ratios of paired runs, below 1 is faster than float: of process CPU seconds with 1 thread,
 of elapsed seconds with more.
 """
@@ -13,6 +14,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ import onnx
 from _bench import Feed, Rows, npz_feeds, quantize_static, speed_only, table
 
 from qhyvit_onnx.compiler import compile_model
+from qhyvit_onnx.config import Extent
 from qhyvit_onnx.runtime import Options, Session, paired_times
 
 
@@ -48,11 +51,14 @@ def main() -> None:
 
 def measure(model: Path, feeds: list[Feed], args: argparse.Namespace) -> Rows:
     """Compile one model both ways; time each against float, a row for each number of threads."""
-    compiled, rows = compile_model(model, feeds, speed_only(args.target)), list[dict[str, object]]()
+    config, rows = speed_only(args.target), list[dict[str, object]]()
+    compiled = compile_model(model, feeds, config)
+    full = compile_model(model, feeds, replace(config, placement=Extent.FULL)).model
     with tempfile.TemporaryDirectory() as folder:
         static = quantize_static(model, feeds, Path(folder) / "static.onnx")
         for threads in args.threads:
             float_ms, ours = ratio(model, compiled.model, feeds[0], args.rounds, threads)
+            _, everything = ratio(model, full, feeds[0], args.rounds, threads)
             _, theirs = ratio(model, static, feeds[0], args.rounds, threads)
             rows.append({
                 "model": model.name,
@@ -60,6 +66,7 @@ def measure(model: Path, feeds: list[Feed], args: argparse.Namespace) -> Rows:
                 "threads": threads,
                 "float ms": round(float_ms, 2),
                 "ours / float": ours,
+                "ours, full / float": everything,
                 "quantize_static / float": theirs,
             })  # fmt: skip
     return rows
