@@ -89,6 +89,9 @@ def _is_small(node: Node) -> bool:
     """Tell whether ``node`` interpolates maps of few pixels, all sizes known."""
     if node.op != "Resize" or node.attrs.get("mode", "nearest") == "nearest":
         return False
+    crops = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+    if crops or "axes" in node.attrs:  # with a crop, what lies outside is a number of its own
+        return False
     if not all(is_constant(tensor) for tensor in node.inputs[1:] if tensor.name):
         return False
     source = node.inputs[0]

@@ -73,8 +73,7 @@ def evaluate(
     ``arithmetic`` is how integer products are summed in the quantized one.
     """
     session = _session(quantized, Options(threads=threads, arithmetic=arithmetic))
-    interface = Interface.of(onnx.load(quantized, load_external_data=False))
-    candidate = Coded(session, interface, values=True)
+    candidate = Coded(session, _interface(quantized), values=True)
     found = _evaluated(float_model, candidate, feeds, str(quantized), threads=threads, tick=tick)
     return replace(found, quantized_bytes=quantized.stat().st_size, arithmetic=str(arithmetic))
 
@@ -166,6 +165,13 @@ def _scored(outputs: Arrays, labels: Labels) -> set[str]:
     if not every or min(every) < 0:
         return set()
     return {name for name, out in outputs.items() if decides(out, len(labels[0]), max(every) + 1)}
+
+
+def _interface(path: Path) -> Interface:
+    """Return what the model at ``path`` takes and gives; a file in the .ort format does not tell."""
+    if path.suffix == ".ort":
+        return Interface()
+    return Interface.of(onnx.load(path, load_external_data=False))
 
 
 def _session(path: Path, options: Options) -> Session:

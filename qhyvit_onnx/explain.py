@@ -91,7 +91,8 @@ class Explained:
     @property
     def _weights(self) -> set[str]:
         """Names of the nodes that dequantize constants: parts of the layers that read them."""
-        return {name for name, node in self.nodes.items() if node.input[0] in self.constants}
+        held = self.constants
+        return {name for name, node in self.nodes.items() if node.input and node.input[0] in held}
 
     def fate(self, name: str, view: View) -> Fate | None:
         """Return what runs node ``name``: itself, or the kernel it was merged into.

@@ -18,9 +18,11 @@ NUMBERS = {
     "odd": np.array([1, 1, 1.5, 0.6], np.float32),
     "deeper": np.array([1, 2, 2, 2], np.float32),
     "sizes": np.array([2, 6, 11, 9], np.int64),
+    "roi": np.array([0, 0, -0.5, 0, 1, 1, 1, 1], np.float32),
     "spatial": np.array([11, 9], np.int64),
 }
 NOTHING = Forms([], Grids({}, {}), {})
+CROP = ', coordinate_transformation_mode = "tf_crop_and_resize", extrapolation_value = 9.0'
 LINEAR = 'mode = "linear"'
 
 
@@ -62,6 +64,7 @@ def test_it_is_the_same_map(state, run_model, attrs, operands, samples):
         {"operands": "x, , deeper"},  # between channels, too
         {"shape": "2, 6, 9, 8"},  # 72 pixels
         {"shape": "2, 6, h, w"},
+        {"attrs": LINEAR + CROP, "operands": "x, roi, twice"},
         {"attrs": LINEAR + ", axes = [2, 3]", "operands": "x, , , spatial", "opset": 18},
     ],
 )
