@@ -168,7 +168,7 @@ def _scored(outputs: Arrays, labels: Labels) -> set[str]:
 
 
 def _interface(path: Path) -> Interface:
-    """Return what the model at ``path`` takes and gives; a file in the .ort format does not tell."""
+    """Return what the model at ``path`` takes and gives; one in the .ort format does not tell."""
     if path.suffix == ".ort":
         return Interface()
     return Interface.of(onnx.load(path, load_external_data=False))
