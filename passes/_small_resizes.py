@@ -35,7 +35,8 @@ _RANK, _SIZES = 4, 3
 """Of a map; index of the operand ``sizes``."""
 
 _LIMIT = 127
-"""Largest code of a factor."""
+"""Largest code of a factor, and most that two neighbouring ones sum to: with more, kernels that add
+pairs of products in 16 bits would saturate."""
 
 
 def multiply_resizes(graph: Graph, forms: Forms) -> Forms:
@@ -52,14 +53,20 @@ def multiply_resizes(graph: Graph, forms: Forms) -> Forms:
         unit = _product(graph, node)
         if {source.name, out.name} <= carried.keys():
             units.append(unit)
-            peaks = np.abs(np.asarray(value(unit.weight))).max(axis=0)
-            weights[unit.name] = WeightGrid(peaks / np.float32(_LIMIT), 1, _LIMIT)
+            weights[unit.name] = _grid(np.asarray(value(unit.weight)))
             carried[unit.inputs[0].name] = carried[source.name]
             carried[unit.output.name] = carried[out.name]
     grids = replace(forms.grids, weights=weights)
     return replace(
         forms, chosen=units, grids=grids, carried=carried, count=forms.count + len(small)
     )
+
+
+def _grid(factors: NDArray[np.float32]) -> WeightGrid:
+    """Return the grid of ``factors``, a scale for each pixel written."""
+    size = np.abs(factors)
+    pairs = size + np.vstack([size[1:], np.zeros_like(size[:1])])
+    return WeightGrid(pairs.max(axis=0) / np.float32(_LIMIT - 1), 1, _LIMIT)  # 1 for rounding
 
 
 def _product(graph: Graph, node: Node) -> Unit:

@@ -71,7 +71,7 @@ class Swept:
 
 def sweep(
     passes: Sequence[Pass], state: State, measure: Measure, max_drop: float, watcher: Watcher
-) -> Swept:  # fmt: skip
+) -> Swept:
     """Run ``passes`` until what is emitted loses at most ``max_drop``: the fastest that does.
 
     What comes before placement runs once. Every placement is the quietest that gives away a share

@@ -124,9 +124,10 @@ def test_the_command_lists_what_computes_on_floats_or_all(path, capsys):
 
 
 def test_json_and_bad_files(path, capsys, tmp_path):
-    assert main(["explain", path, "soft", "--json", "-"]) == 0
+    assert main(["explain", path, "soft", "relu", "--json", "-"]) == 0
     views = json.loads(capsys.readouterr().out)["views"]
-    assert [node["kernel"] for node in views["arm"]] == ["Softmax"]
+    told = [(node["node"], node["in"], node["kernel"]) for node in views["arm"]]
+    assert told == [("soft", "soft", "Softmax"), ("relu", "first", "QLinearConv")]
     onnx.save(net(), tmp_path / "float.onnx")
     assert main(["explain", str(tmp_path / "float.onnx")]) == 3
     assert main(["explain", str(tmp_path / "none.onnx")]) == 2

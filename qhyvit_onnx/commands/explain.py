@@ -95,14 +95,21 @@ def _told(fate: "Fate | None", name: str) -> str:
 
 
 def _json(found: "Explained", names: list[str]) -> str:
-    """Return every fate asked for; all when none was."""
-    wanted = set(names)
-    views = {
-        str(view): [
-            {"node": f.name, "kernel": f.kernel, "runs": str(f.runs), "reason": f.reason}
-            for f in fates
-            if not wanted or f.name in wanted
+    """Return the fate of every node asked for, merged ones too; all nodes when none was."""
+    views = {}
+    for view, fates in found.fates.items():
+        asked = [(name, found.fate(name, view)) for name in names]
+        told = asked or [(fate.name, fate) for fate in fates]
+        views[str(view)] = [
+            {
+                "node": name,
+                "in": f.name,
+                "kernel": f.kernel,
+                "runs": str(f.runs),
+                "reason": f.reason,
+            }
+            if f is not None
+            else {"node": name, "in": "", "kernel": "", "runs": "", "reason": ""}
+            for name, f in told
         ]
-        for view, fates in found.fates.items()
-    }
     return json.dumps({"schema_version": 1, "views": views}, indent=2)

@@ -403,10 +403,12 @@ def test_law_of_activations(emit, name, target):
 
 
 def _gates(restorer, readers):
-    """Tell whether only a part of an integer GELU reads what ``restorer`` gives."""
-    below = readers[restorer.output[0]]
-    parts = [n for n in below if n.op_type == "Sigmoid" or "_factor" in restorer.output[0]]
-    return below == parts
+    """Tell whether ``restorer`` is for a part of an integer GELU, and for nothing else."""
+    below = [node.op_type for node in readers[restorer.output[0]]]
+    name = restorer.output[0]
+    return (name.endswith("_dq_Sigmoid") and below == ["Sigmoid"]) or (
+        name.endswith("_factor_dq_Mul") and below == ["Mul"]
+    )
 
 
 @arm_and_x64

@@ -85,8 +85,18 @@ def test_between_codes_it_is_a_product_of_integers(state):
     }  # fmt: skip
     weight = unit.weight.values
     rounded = after.grids.weight_of(unit)
-    assert np.abs(rounded - weight).max() <= 0.5 * weight.max() / 127
+    assert np.abs(rounded - weight).max() <= 0.51 * after.grids.weights["up"].scale.max()
     assert rounded.sum(axis=0) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+def test_no_two_neighbouring_factors_saturate_sums_of_16_bits(state, mode):
+    found = state(resize(f'mode = "{mode}"'))
+    before = Forms([], Grids({"x": Grid(0.1, 9), "r": Grid(0.2, 3)}, {}), {"x": "x", "r": "r"})
+    after = multiply_resizes(found.graph, before)
+    codes = np.abs(after.grids.codes_of(after.chosen[0]).astype(int))
+    assert 255 * (codes[1:] + codes[:-1]).max() < 2**15
+    assert codes.max() > 64
 
 
 def test_one_that_floats_leave_stays_float(state):
@@ -115,4 +125,4 @@ def test_onnxruntime_runs_it_on_integers(target):
         running = {n.name: n.op_type for n in optimized(found.model, Options(view=view)).graph.node}
         assert running["up"] == "QLinearMatMul"
     assert found.report.replay.differing == []
-    assert found.report.outputs[0].sqnr_db > 33
+    assert found.report.outputs[0].sqnr_db > 32  # five roundings to 7 or 8 bits
