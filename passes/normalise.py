@@ -10,7 +10,7 @@ from qhyvit_onnx.passes._chains import end_chains
 from qhyvit_onnx.passes._constants import fold_constants, lift_constant_nodes
 from qhyvit_onnx.passes._lift import inline_functions, lift
 from qhyvit_onnx.passes._noops import drop_noops
-from qhyvit_onnx.passes._recast import copy_channels
+from qhyvit_onnx.passes._recast import copy_channels, pool_globally
 from qhyvit_onnx.passes._rewrite import unflatten_softmax, write_as_ops
 from qhyvit_onnx.pattern import Miss
 from qhyvit_onnx.state import State
@@ -43,9 +43,9 @@ class Normalise(Pass):
             counts.update(found)
             if not found.total():
                 break
-        counts["widening convolutions made depthwise"] = copy_channels(
-            state.graph, names(state.graph)
-        )
+        taken = names(state.graph)
+        counts["widening convolutions made depthwise"] = copy_channels(state.graph, taken)
+        counts["means over the map pooled"] = pool_globally(state.graph, known, taken)
         counts["dead"] += _tidy(state)
         _annotate(state, known)
         done = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()) if count)

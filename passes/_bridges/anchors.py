@@ -20,6 +20,7 @@ WINDOWS = frozenset({
 RESIZING = frozenset({"Resize", "Upsample"})
 FUSED = frozenset({"Attention", "MultiHeadAttention"})
 """Ops that are a whole attention: query, key and value are their first inputs."""
+SUMS = frozenset({"ReduceSum", "ReduceMean", "GlobalAveragePool"})
 PARTING = frozenset({"Split", "Slice", "Gather"})
 """Ops whose outputs hold different elements of their input."""
 
@@ -85,7 +86,7 @@ def mixing(ancestry: Ancestry, place: int) -> Side | Miss | None:
         return Side.GLOBAL
     if node.op in {"MatMul", "Gemm", "Einsum"}:
         return _product(ancestry, node)
-    if node.op in {"ReduceSum", "ReduceMean"}:
+    if node.op in SUMS:
         return _summed(ancestry, node)
     return None
 
@@ -93,7 +94,7 @@ def mixing(ancestry: Ancestry, place: int) -> Side | Miss | None:
 def operands(ancestry: Ancestry, place: int) -> list[Tensor]:
     """Return the activations that a global anchor multiplies."""
     node = ancestry.nodes[place]
-    if node.op in {"ReduceSum", "ReduceMean"}:
+    if node.op in SUMS:
         return ancestry.inputs[ancestry.source(node.inputs[0])]
     return [tensor for tensor in node.inputs[:3] if ancestry.varies(tensor)]
 
@@ -131,17 +132,19 @@ def _product(ancestry: Ancestry, node: Node) -> Side | Miss | None:
 def _summed(ancestry: Ancestry, node: Node) -> Side | Miss | None:
     """Judge a sum over an elementwise product: attention written without a MatMul."""
     above, axes = producer(node.inputs[0]), axes_of(node)
+    pools = node.op == "GlobalAveragePool"
     if (
         above is None
         or above.op != "Mul"
         or not all(map(ancestry.varies, above.inputs))
-        or not axes
+        or not (axes or pools)
     ):
         return None
     first, second = above.inputs
     if first.shape is None or second.shape is None:
         return Miss("product summed over positions: shapes unknown", node.name)
     rank = max(len(first.shape), len(second.shape))
+    axes = axes or list(range(2, rank))
     sizes = [_padded(tensor, rank) for tensor in (first, second)]
     axes = [axis % rank for axis in axes]
     everywhere = all(size[axis] != 1 for size in sizes for axis in axes)

@@ -411,6 +411,7 @@ def test_what_mixes_nothing_has_no_region(detect, written):
         ("m = MatMul (x, square)", None),
         ("m = Softmax (x)", None),
         ("s = Mul (x, x) m = ReduceMean <axes = [2, 3]> (s)", anchors.GATED),
+        ("p = Softmax (x) s = Mul (p, x) m = GlobalAveragePool (s)", anchors.GATED),
     ],
 )  # fmt: skip
 def test_anchors(written, text, side):
@@ -418,7 +419,7 @@ def test_anchors(written, text, side):
     node = next(node for node in graph.nodes if node.outputs[0].name == "m")
     node.outputs[0].shape = [1, 16, 1, 1] if side == anchors.SUMMARY else None
     for tensor in graph.tensors().values():
-        if tensor.shape is None and node.op == "ReduceMean":
+        if tensor.shape is None and node.op in anchors.SUMS:
             tensor.shape = [1, 16, 8, 8]
     found = anchors.mixing(Ancestry(graph), graph.nodes.index(node))
     assert getattr(found, "reason", found) == side

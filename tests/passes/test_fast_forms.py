@@ -226,6 +226,59 @@ def test_other_grouped_convolutions_stay(state, shape):
     assert ops(found) == ["Conv"]
 
 
+POOL = "m = ReduceMean <axes = [{axes}], keepdims = {keepdims}> ({source})"
+
+
+def pooled(axes, keepdims=1, more="", source="x", shape="N, 4, H, W", kind="float"):
+    text = POOL.format(axes=axes, keepdims=keepdims, source=source)
+    out = ", ".join("abcd"[: 4 if keepdims else 2])
+    return build_model(f"g ({kind}[{shape}] x) => ({kind}[{out}] m) {{ {more} {text} }}")
+
+
+@pytest.mark.parametrize("axes", ["2, 3", "-1, -2"])
+@pytest.mark.parametrize(
+    ("keepdims", "made"), [(1, ["GlobalAveragePool"]), (0, ["GlobalAveragePool", "Flatten"])]
+)
+def test_a_mean_over_the_map_is_pooled(state, run_model, axes, keepdims, made):
+    model = pooled(axes, keepdims)
+    found = state(model)
+    Normalise().run(found)
+    assert ops(found) == made
+    x = {"x": np.random.default_rng(1).normal(size=(2, 4, 6, 5)).astype(np.float32)}
+    want, got = (run_model(each, x)[0] for each in (model, found.model()))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(pooled("1, 2"), id="channels"),
+        pytest.param(pooled("3"), id="one axis"),
+        pytest.param(pooled("1, 2, 3"), id="all at once"),
+        pytest.param(pooled("2", shape="N, 4, H"), id="tokens"),
+        pytest.param(pooled("2, 3", shape="N, 4, H, W, D"), id="volumes"),
+        pytest.param(pooled("2, 3", kind="int32"), id="whole numbers"),
+    ],
+)
+def test_other_means_stay(state, model):
+    found = state(model)
+    Normalise().run(found)
+    assert ops(found) == ["ReduceMean"]
+
+
+def test_the_means_of_a_norm_stay(state):
+    """Over the whole map and with scales for channels it is no LayerNormalization, but a norm."""
+    text = """
+        g (float[1, 4, H, W] x) => (float[a, b, c, d] y) {
+            m = ReduceMean <axes = [2, 3]> (x) d = Sub (x, m) q = Mul (d, d)
+            v = ReduceMean <axes = [2, 3]> (q) e = Add (v, eps) s = Sqrt (e) y = Div (d, s)
+        }
+    """
+    found = state(build_model(text, eps=np.float32(1e-5)))
+    Normalise().run(found)
+    assert ops(found).count("ReduceMean") == 2
+
+
 def test_a_transpose_without_a_perm_is_left_alone(state, run_model):
     model = moved("y = Transpose (x)", (1, 4, 24, 16))
     found, count, _ = changed(state, model)

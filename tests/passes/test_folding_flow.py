@@ -353,7 +353,7 @@ MAPS = {
         "p", "p",
     ),
     "ReduceMean": (
-        "p = Conv (x, point) m = ReduceMean <axes = [2, 3]> (p) y = Conv (m, point)", "p", "p",
+        "p = Conv (x, point) m = ReduceMean <axes = [3]> (p) y = Conv (m, point)", "p", "p",
     ),
     "ReduceMax": (
         "p = Conv (x, point) m = ReduceMax <axes = [2, 3]> (p) y = Conv (m, point)", "p", "p",
