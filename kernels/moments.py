@@ -2,8 +2,10 @@
 """Means of channels over samples, and how much of a difference between two of them is chance."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -15,6 +17,16 @@ class Moments:
     """Of every sample by channel, (samples, C)."""
     square: float
     """Mean square of all elements."""
+
+    @classmethod
+    def of(cls, samples: Iterable[Tensor], axis: int) -> "Moments":
+        """Return those of one tensor by sample, its channels on ``axis``."""
+        means, squares = [], []
+        for sample in samples:
+            channels = sample.movedim(axis, -1)
+            means.append(channels.reshape(-1, channels.shape[-1]).mean(0))
+            squares.append(float(sample.square().mean()))
+        return cls(torch.stack(means), sum(square / len(squares) for square in squares))
 
     @property
     def spread(self) -> float:

@@ -8,8 +8,8 @@ Source:
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,6 +20,7 @@ from qhyvit_onnx.kernels.block_runs import Block, drawn, parts, run
 from qhyvit_onnx.kernels.dropping import mixed, random_mask
 from qhyvit_onnx.kernels.executor import Executor, Hooks
 from qhyvit_onnx.kernels.moments import Moments
+from qhyvit_onnx.kernels.relay import Relay
 from qhyvit_onnx.kernels.rounding import BiasShift, LearnedScale, SoftRounding
 from qhyvit_onnx.kernels.sample_store import SampleStore
 
@@ -149,14 +150,12 @@ class Lesson:
         held_biases = self._learnables.biases
         self._learnables.settle(hard=True)
         with torch.no_grad():
-            written = tuple(self._learnables.sums.values())
-            wanted = self._moments(written, self._block.floats, {}, train)
-            for name, at in self._learnables.sums.items():
-                held_biases[name].rescale(max(SMALL * wanted[at].spread, 1e-12))
+            wanted = dict(self._moments(self._block.floats, {}, train))
+            for name, moments in wanted.items():
+                held_biases[name].rescale(max(SMALL * moments.spread, 1e-12))
             kept = self._learnables.state()
-            for name, at in self._learnables.sums.items():
-                got = self._moments((at,), self._block.rounded, self._learnables.hooks, train)
-                held_biases[name].correct(got[at].drift(wanted[at]))
+            for name, got in self._moments(self._block.rounded, self._learnables.hooks, train):
+                held_biases[name].correct(got.drift(wanted[name]))
         found = self.error(held)
         if found < best:
             return found
@@ -242,21 +241,13 @@ class Lesson:
         return schedule.pull * undecided / count
 
     def _moments(
-        self,
-        written: Sequence[Channels],
-        sources: Mapping[str, SampleStore],
-        hooks: Hooks,
-        samples: Sequence[int],
-    ) -> dict[Channels, Moments]:
-        """Return what channels inside the block hold over ``samples``."""
-        block = replace(self._block, outputs=tuple(at.tensor for at in written))
-        pieces: dict[Channels, list[Tensor]] = {at: [] for at in written}
-        squares: dict[Channels, float] = dict.fromkeys(written, 0.0)
-        for part in parts(samples, self._schedule.batch):
-            out = run(self._executor, drawn(sources, part), block, hooks, len(part))
-            for at in written:
-                for piece in out[at.tensor].tensor_split(len(part)):
-                    channels = piece.movedim(at.axis, -1)
-                    pieces[at].append(channels.reshape(-1, channels.shape[-1]).mean(0))
-                    squares[at] += float(piece.square().mean()) / len(samples)
-        return {at: Moments(torch.stack(pieces[at]), squares[at]) for at in written}
+        self, sources: Mapping[str, SampleStore], hooks: Hooks, samples: Sequence[int]
+    ) -> Iterator[tuple[str, Moments]]:
+        """Yield by layer what the channels it writes hold, each as ``hooks`` are by then."""
+        sums = self._learnables.sums
+        relay = Relay(
+            self._executor, self._block, sources, hooks,
+            samples=samples, batch=self._schedule.batch, stops=[at.tensor for at in sums.values()],
+        )  # fmt: skip
+        for name, at in sums.items():
+            yield name, Moments.of(relay.reach(at.tensor), at.axis)
