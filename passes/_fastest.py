@@ -12,6 +12,7 @@ from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.facts import RANGES, Prediction
 from qhyvit_onnx.grid import Grid
 from qhyvit_onnx.kernels.observers import TensorStats
+from qhyvit_onnx.passes._globs import unmatched
 from qhyvit_onnx.passes._ledger import Ledger
 from qhyvit_onnx.passes._limits import limit_of
 from qhyvit_onnx.state import State
@@ -49,7 +50,14 @@ def fastest(
 
     ``grids`` are those of activations. Sizes are those of the calibration samples, as tensors were
     seen and else as shapes say; what hangs on data counts nothing.
+
+    Error:
+        ConfigError when a pattern of --exclude or --force-int8 names nothing that it could.
     """
+    if missing := unmatched(state.config.exclude, [node.name for node in state.graph.nodes]):
+        raise ConfigError(
+            f"--exclude {missing[0]!r} matches no node", hint="see qhv-onnx inspect -v"
+        )
     everything = state.config.placement is Extent.FULL
     sample = next(iter(state.calibration), {})
     stats = state.get(RANGES)

@@ -4,20 +4,16 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from qhyvit_onnx.config import Extent, Guard
 from qhyvit_onnx.costs.table import Target
-from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.facts import PLACEMENT, PREDICTION, RANGES, SEARCHED, SENSITIVITY, UNITS
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._board import Board
 from qhyvit_onnx.passes._fastest import fastest
-from qhyvit_onnx.passes._globs import unmatched
 from qhyvit_onnx.passes._kernelless import kernelless
 from qhyvit_onnx.passes._ledger import Ledger
 from qhyvit_onnx.passes._quiet import quietest_enough
-from qhyvit_onnx.passes._sensitivity import Probe, measure
 from qhyvit_onnx.state import State
 from qhyvit_onnx.units import Unit, find_units
 
@@ -38,22 +34,14 @@ class Place(Pass):
 
     name = "place"
     summary = "which fusion unit runs int8 and which stays float: a minimum cut over measured costs"
-    needs = (RANGES, SEARCHED)
-    gives = (UNITS, PLACEMENT, PREDICTION, SENSITIVITY)
+    needs = (RANGES, SEARCHED, SENSITIVITY)
+    gives = (UNITS, PLACEMENT, PREDICTION)
 
     def run(self, state: State) -> Outcome:
-        """Put UNITS, PLACEMENT, PREDICTION and SENSITIVITY; the graph stays as it is.
-
-        A SENSITIVITY that is known already is not measured again.
-        """
+        """Put UNITS, PLACEMENT and PREDICTION; the graph stays as it is."""
         units = tuple(find_units(state.graph))
-        if missing := unmatched(state.config.exclude, [node.name for node in state.graph.nodes]):
-            raise ConfigError(
-                f"--exclude {missing[0]!r} matches no node", hint="see qhv-onnx inspect -v"
-            )
         found = fastest(state, units, self.target, state.get(SEARCHED).activations)
-        told = state.has(SENSITIVITY)
-        noise = state.get(SENSITIVITY) if told else self._measure(state, units, found.chosen)
+        noise = state.get(SENSITIVITY)
         chosen = quietest_enough(found.ledger, found.chosen, noise, self.guard)
         left = [u.name for u in units if u.name not in chosen and u.name not in found.refused]
         reasons = dict(found.refused) | {
@@ -65,26 +53,9 @@ class Place(Pass):
         kernels = kernelless(state.graph, units) if state.config.placement is Extent.FULL else {}
         placement = Board(state.graph, units, chosen).placement()
         state.put(UNITS, units)
-        if not told:
-            state.put(SENSITIVITY, noise)
         state.put(PREDICTION, found.predict(chosen, self.target.unit))
         state.put(PLACEMENT, replace(placement, reasons=reasons | kernels))
         return Outcome(0, _note(units, chosen, found.chosen), Counter(kernels.values()))
-
-    def _measure(
-        self, state: State, units: Sequence[Unit], placed: Collection[str]
-    ) -> dict[str, float]:
-        """Return the output noise of every unit in ``placed``; nothing when the guard is off."""
-        if not (self.guard.samples and placed):
-            return {}
-        board = Board(state.graph, units, placed)
-        probes = [Probe(unit, board.writes_codes(unit)) for unit in units if unit.name in placed]
-        affordable = max(1, self.guard.runs // len(probes))
-        total = min(self.guard.samples, affordable, len(state.calibration))
-        samples = islice(state.calibration, total)
-        return measure(
-            state.model(), probes, state.get(SEARCHED), samples, lambda n: state.tick(n, total)
-        )
 
 
 def _sensitive(noise: float) -> str:

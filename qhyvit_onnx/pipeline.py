@@ -24,6 +24,7 @@ from qhyvit_onnx.passes.normalise import Normalise
 from qhyvit_onnx.passes.place import Place
 from qhyvit_onnx.passes.reconstruct import Reconstruct
 from qhyvit_onnx.passes.search_scales import SearchScales
+from qhyvit_onnx.passes.sense import Sense
 from qhyvit_onnx.passes.verify import Verify
 from qhyvit_onnx.passes.weigh import Weigh
 from qhyvit_onnx.recipes import Additions, find_recipe
@@ -46,6 +47,7 @@ def default_pipeline(config: CompileConfig, target: Target) -> tuple[Pass, ...]:
         FoldRanges(config.folding),
         Weigh(),
         SearchScales(target, config.search),
+        Sense(target, config.guard),
         Place(target, config.guard),
         Reconstruct(config.learning),
         InsertQdq(),

@@ -14,7 +14,7 @@ from qhyvit_onnx.data import Feeds, Source, open_feeds
 from qhyvit_onnx.data.labels import read_labels, with_labels
 from qhyvit_onnx.data.preprocess import Recipe
 from qhyvit_onnx.errors import ConfigError, TargetMissedError
-from qhyvit_onnx.facts import DROP, PLACEMENT, PREDICTION, SENSITIVITY, UNITS
+from qhyvit_onnx.facts import DROP, PLACEMENT, PREDICTION, UNITS
 from qhyvit_onnx.model_io import input_specs
 from qhyvit_onnx.passes._base import Pass
 from qhyvit_onnx.passes.measure import Measure
@@ -87,8 +87,6 @@ def sweep(
         start, fork = time.perf_counter(), state.fork()
         careful = replace(place, guard=replace(place.guard, max_noise=_SILENT, max_share=share))
         own = run([careful], fork, watcher)
-        if not state.has(SENSITIVITY):
-            state.put(SENSITIVITY, fork.get(SENSITIVITY))
         if fork.get(PLACEMENT).int8 in seen:
             continue
         seen.add(fork.get(PLACEMENT).int8)

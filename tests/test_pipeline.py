@@ -19,7 +19,7 @@ from qhyvit_onnx.targets import TARGETS, find_target
 MODEL = "g (float[1, 2] x) => (float[1, 2] y) { y = Relu (x) }"
 ORDER = [
     "normalise", "fold-norms", "layout", "detect-bridges", "calibrate", "fold-ranges", "weigh",
-    "search-scales", "place", "reconstruct", "insert-qdq", "verify",
+    "search-scales", "sense", "place", "reconstruct", "insert-qdq", "verify",
 ]  # fmt: skip
 OFF = {"weigh", "reconstruct"}
 """What effort fast turns off."""
@@ -95,7 +95,7 @@ def test_a_missing_need_is_named():
     check_order((Gives(), Needs()))
 
 
-@pytest.mark.parametrize("left_out", ["calibrate", "search-scales", "place"])
+@pytest.mark.parametrize("left_out", ["calibrate", "search-scales", "sense", "place"])
 def test_no_pass_that_gives_may_be_left_out(pipeline, left_out):
     with pytest.raises(PassError, match="which no earlier pass gives"):
         check_order([item for item in pipeline if item.name != left_out])
@@ -170,8 +170,8 @@ def test_passes_print_as_the_calls_that_rebuild_them():
 
 def test_settings_reach_the_passes():
     config = CompileConfig(exclude=("head*",), guard=Guard(samples=0))
-    place = next(p for p in default_pipeline(config, TARGETS[0]) if p.name == "place")
-    assert (place.guard.samples, place.target) == (0, TARGETS[0])
+    found = [p for p in default_pipeline(config, TARGETS[0]) if p.name in {"sense", "place"}]
+    assert [(p.guard.samples, p.target) for p in found] == [(0, TARGETS[0])] * 2
 
 
 def test_peak_memory_is_in_megabytes():

@@ -15,7 +15,7 @@ from qhyvit_onnx.facts import DROP, SEARCHED, Drop
 from qhyvit_onnx.metrics import Closeness
 from qhyvit_onnx.passes._base import Outcome
 from qhyvit_onnx.passes.measure import Measure, drop_of
-from qhyvit_onnx.passes.place import Place
+from qhyvit_onnx.passes.sense import Sense
 from qhyvit_onnx.runtime import Session
 from qhyvit_onnx.sweep import SHARES, Bound
 from tests.conftest import build_model
@@ -162,8 +162,8 @@ def test_a_bound_that_makes_no_sense(points, data):
 def test_noise_is_measured_once(scripted, data, monkeypatch):
     scripted(9.0, 9.0, 0.0)
     calls = []
-    real = Place._measure
-    monkeypatch.setattr(Place, "_measure", lambda *args: calls.append(1) or real(*args))
+    real = Sense.run
+    monkeypatch.setattr(Sense, "run", lambda *args: calls.append(1) or real(*args))
     swept(1.0, data)
     assert len(calls) == 1
 

@@ -9,6 +9,7 @@ from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import ConfigError, PassError
 from qhyvit_onnx.facts import FLOAT, PLACEMENT, SEARCHED, SENSITIVITY, UNITS
 from qhyvit_onnx.passes.place import Place
+from qhyvit_onnx.passes.sense import Sense
 from qhyvit_onnx.pipeline import default_pipeline
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import TARGETS, find_target
@@ -265,12 +266,13 @@ def test_the_guard_takes_no_more_runs_than_it_may(place):
     state = place(body, weights)[1]
     fresh = State(state.source, state.config, feeds)
     for item in default_pipeline(state.config, ARM):
-        if item.name == "place":
+        if item.name == "sense":
             fresh.tick = lambda done, total: ticks.append((done, total))
-            Place(ARM, guard=Guard(samples=8, runs=25)).run(fresh)
+            outcome = Sense(ARM, guard=Guard(samples=8, runs=25)).run(fresh)
             break
         item.run(fresh)
     assert ticks == [(1, 2), (2, 2)]  # 12 units: 25 runs are enough for two samples
+    assert outcome.note.startswith("12 units on 2 samples: together ")
 
 
 def test_without_grids_it_is_a_bug(build, state):
