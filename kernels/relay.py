@@ -41,9 +41,9 @@ class Relay:
 
         The step that writes it is not gone past: what hooks do to it may still change.
         """
-        place = next(i for i, step in enumerate(self._steps) if tensor in step.outputs)
-        if place:
-            self._advance(place)
+        places = {name: i for i, step in enumerate(self._steps) for name in step.outputs}
+        if places[tensor]:
+            self._advance(places[tensor])
         for held, count in zip(self._held, self._counts, strict=True):
             found = self._executor.run(held, (tensor,), hooks=self._hooks)[tensor]
             yield from found.tensor_split(count)

@@ -131,7 +131,9 @@ class Learned:
         return self._scales[owner]
 
     def _outputs(self, biases: Mapping[str, BiasShift]) -> dict[str, Channels]:
-        return {name: summed(self._network.units[name]) for name in biases}
+        """Return what each bias is added to, in the order that it is computed."""
+        found = {name: summed(self._network.units[name]) for name in biases}
+        return dict(sorted(found.items(), key=lambda item: self._born[item[1].tensor]))
 
 
 def summed(unit: Unit) -> Channels:

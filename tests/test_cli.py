@@ -96,7 +96,7 @@ def test_compile_writes_model_and_report(home, capsys):
     assert sum(unit["int8"] for unit in report["units"]) >= 2
     for word in ("int8 here would cost", "SQNR", "net.qdq.report.json", "calibrate"):
         assert word in said.out
-    assert "[ 5/12] calibrate" in said.err
+    assert "[ 5/13] calibrate" in said.err
     assert f"24 of {SAMPLES} samples" in said.err
     assert "\x1b" not in said.out + said.err
     assert max(map(len, said.out.splitlines())) <= 100

@@ -88,3 +88,13 @@ def test_one_tensor_a_sample(block):
     executor = Executor(PROGRAM)
     relay = Relay(executor, made, made.floats, {}, samples=range(COUNT), batch=4, stops=STOPS)
     assert [tuple(t.shape) for t in relay.reach("s2")] == [(1, 4, WIDTH)] * COUNT
+
+
+def test_there_is_no_way_back(block):
+    made, _ = block(together=True)
+    relay = Relay(
+        Executor(PROGRAM), made, made.floats, {}, samples=range(COUNT), batch=4, stops=STOPS
+    )
+    assert len(list(relay.reach("s3"))) == COUNT
+    with pytest.raises(KeyError, match="s2"):
+        list(relay.reach("s2"))

@@ -20,6 +20,7 @@ from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import find_target
 from qhyvit_onnx.units import find_units, source_of
 from tests.blocks import mobilevit_v1, se_conv_net
+from tests.conftest import build_model
 
 SHORT = Learning(samples=24, steps=20, finish=10)
 BIASES = Learning(samples=24, steps=0, finish=0)
@@ -142,6 +143,20 @@ def test_a_net_without_bridges():
     state, said = compiled(model, learning=SHORT)
     assert "layers in" in said.note
     assert state.get(GRIDS).codes
+
+
+def test_layers_whose_biases_are_added_in_another_order():
+    """Exporters write all products of an attention first, and then what is added to them."""
+    text = """
+        g (float[N, 6, 16] x) => (float[N, 6, 16] y) {
+            p = MatMul (x, w1) q = MatMul (x, w2) s = Add (q, b2) r = Add (p, b1)
+            t = Add (r, s) u = MatMul (t, w3) y = Add (u, b3)
+        }
+    """
+    sizes = {f"w{n}": (16, 16) for n in "123"} | {f"b{n}": (16,) for n in "123"}
+    state, said = compiled(build_model(text, **sizes), learning=SHORT)
+    assert said.note.startswith("3 layers in ")
+    assert len(state.get(GRIDS).biases) == 3
 
 
 def test_what_does_not_help_the_outputs_is_left_out(net, monkeypatch):
