@@ -131,10 +131,10 @@ class Guard:
     max_share: float = 0.2
     """At most this fraction of the cost that int8 saves may be given away by the guard."""
 
-    samples: int = 8
+    samples: int = 4
     """Calibration samples on which it is measured, at most; 0 turns the guard off."""
 
-    runs: int = 600
+    runs: int = 200
     """Forward runs it may take, one a unit and sample: large models see fewer samples."""
 
     weight: float = 0.0
