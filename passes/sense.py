@@ -18,7 +18,10 @@ from qhyvit_onnx.units import find_units
 
 @dataclass(frozen=True)
 class Sense(Pass):
-    """Measure the output error that every unit of the fastest placement makes alone."""
+    """Measure the output error that every unit of the fastest placement makes alone.
+
+    A forward run of the float model for every unit and sample: most of what placement costs.
+    """
 
     target: Target
     guard: Guard = Guard()  # noqa: RUF009  frozen

@@ -131,20 +131,16 @@ def _product(ancestry: Ancestry, node: Node) -> Side | Miss | None:
 
 def _summed(ancestry: Ancestry, node: Node) -> Side | Miss | None:
     """Judge a sum over an elementwise product: attention written without a MatMul."""
-    above, axes = producer(node.inputs[0]), axes_of(node)
-    pools = node.op == "GlobalAveragePool"
-    if (
-        above is None
-        or above.op != "Mul"
-        or not all(map(ancestry.varies, above.inputs))
-        or not (axes or pools)
-    ):
+    above = producer(node.inputs[0])
+    if above is None or above.op != "Mul" or not all(map(ancestry.varies, above.inputs)):
         return None
     first, second = above.inputs
     if first.shape is None or second.shape is None:
         return Miss("product summed over positions: shapes unknown", node.name)
     rank = max(len(first.shape), len(second.shape))
-    axes = axes or list(range(2, rank))
+    axes = list(range(2, rank)) if node.op == "GlobalAveragePool" else axes_of(node)
+    if not axes:
+        return None
     sizes = [_padded(tensor, rank) for tensor in (first, second)]
     axes = [axis % rank for axis in axes]
     everywhere = all(size[axis] != 1 for size in sizes for axis in axes)

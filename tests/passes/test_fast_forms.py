@@ -226,13 +226,11 @@ def test_other_grouped_convolutions_stay(state, shape):
     assert ops(found) == ["Conv"]
 
 
-POOL = "m = ReduceMean <axes = [{axes}], keepdims = {keepdims}> ({source})"
-
-
-def pooled(axes, keepdims=1, more="", source="x", shape="N, 4, H, W", kind="float"):
-    text = POOL.format(axes=axes, keepdims=keepdims, source=source)
+def averaged(axes, keepdims=1, shape="N, 4, H, W", kind="float"):
+    """Return a net that is one ReduceMean."""
+    text = f"m = ReduceMean <axes = [{axes}], keepdims = {keepdims}> (x)"
     out = ", ".join("abcd"[: 4 if keepdims else 2])
-    return build_model(f"g ({kind}[{shape}] x) => ({kind}[{out}] m) {{ {more} {text} }}")
+    return build_model(f"g ({kind}[{shape}] x) => ({kind}[{out}] m) {{ {text} }}")
 
 
 @pytest.mark.parametrize("axes", ["2, 3", "-1, -2"])
@@ -240,7 +238,7 @@ def pooled(axes, keepdims=1, more="", source="x", shape="N, 4, H, W", kind="floa
     ("keepdims", "made"), [(1, ["GlobalAveragePool"]), (0, ["GlobalAveragePool", "Flatten"])]
 )
 def test_a_mean_over_the_map_is_pooled(state, run_model, axes, keepdims, made):
-    model = pooled(axes, keepdims)
+    model = averaged(axes, keepdims)
     found = state(model)
     Normalise().run(found)
     assert ops(found) == made
@@ -252,12 +250,12 @@ def test_a_mean_over_the_map_is_pooled(state, run_model, axes, keepdims, made):
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param(pooled("1, 2"), id="channels"),
-        pytest.param(pooled("3"), id="one axis"),
-        pytest.param(pooled("1, 2, 3"), id="all at once"),
-        pytest.param(pooled("2", shape="N, 4, H"), id="tokens"),
-        pytest.param(pooled("2, 3", shape="N, 4, H, W, D"), id="volumes"),
-        pytest.param(pooled("2, 3", kind="int32"), id="whole numbers"),
+        pytest.param(averaged("1, 2"), id="channels"),
+        pytest.param(averaged("3"), id="one axis"),
+        pytest.param(averaged("1, 2, 3"), id="all at once"),
+        pytest.param(averaged("2", shape="N, 4, H"), id="tokens"),
+        pytest.param(averaged("2, 3", shape="N, 4, H, W, D"), id="volumes"),
+        pytest.param(averaged("2, 3", kind="int32"), id="whole numbers"),
     ],
 )
 def test_other_means_stay(state, model):
@@ -267,7 +265,7 @@ def test_other_means_stay(state, model):
 
 
 def test_the_means_of_a_norm_stay(state):
-    """Over the whole map and with scales for channels it is no LayerNormalization, but a norm."""
+    """Over the map of an unknown size it is no LayerNormalization yet, but a norm all the same."""
     text = """
         g (float[1, 4, H, W] x) => (float[a, b, c, d] y) {
             m = ReduceMean <axes = [2, 3]> (x) d = Sub (x, m) q = Mul (d, d)
