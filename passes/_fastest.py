@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from qhyvit_onnx.config import Extent
-from qhyvit_onnx.costs.sizes import rest_cost
+from qhyvit_onnx.costs.sizes import rest_cost, size_of
 from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.facts import RANGES, Prediction
@@ -35,6 +35,8 @@ class Fastest:
     """Names of units."""
     rest: float
     """Cost of what is in no unit, which is float in any placement."""
+    work: float
+    """Multiply-adds of one run, of the units whose sizes are known."""
 
     def predict(self, chosen: Collection[str], unit: str) -> Prediction:
         """Return what the target's table says of float, of all that can be int8, of ``chosen``."""
@@ -81,7 +83,8 @@ def fastest(
         free = Ledger(state.graph, units, target.with_free_int8(), shapes, forced)
     allowed = prices.lines.keys() - refused.keys()
     rest = rest_cost(state.graph, units, target, shapes)
-    return Fastest(free, prices, refused, frozenset(free.cheapest(allowed, {})), rest)
+    work = float(sum(size_of(unit, shapes).macs for unit in units))
+    return Fastest(free, prices, refused, frozenset(free.cheapest(allowed, {})), rest, work)
 
 
 def _forced(

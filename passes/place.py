@@ -2,7 +2,7 @@
 """Which unit runs int8, which stays float, and which tensors travel as uint8 between them."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qhyvit_onnx.config import Extent, Guard
@@ -10,7 +10,7 @@ from qhyvit_onnx.costs.table import Target
 from qhyvit_onnx.facts import PLACEMENT, PREDICTION, RANGES, SEARCHED, SENSITIVITY, UNITS
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._board import Board
-from qhyvit_onnx.passes._fastest import fastest
+from qhyvit_onnx.passes._fastest import Fastest, fastest
 from qhyvit_onnx.passes._kernelless import kernelless
 from qhyvit_onnx.passes._ledger import Ledger
 from qhyvit_onnx.passes._quiet import quietest_enough
@@ -31,6 +31,8 @@ class Place(Pass):
 
     target: Target
     guard: Guard = Guard()  # noqa: RUF009  frozen
+    refused: str = ""
+    """Why every unit stays float, if every unit does."""
 
     name = "place"
     summary = "which fusion unit runs int8 and which stays float: a minimum cut over measured costs"
@@ -43,23 +45,26 @@ class Place(Pass):
         found = fastest(state, units, self.target, state.get(SEARCHED).activations)
         noise = state.get(SENSITIVITY)
         chosen = quietest_enough(found.ledger, found.chosen, noise, self.guard)
+        if self.refused:
+            chosen = set()
         left = [u.name for u in units if u.name not in chosen and u.name not in found.refused]
         reasons = dict(found.refused) | {
-            name: _sensitive(noise[name])
-            if name in found.chosen
-            else _dearer(found.ledger, chosen, name)
-            for name in left
+            name: self.refused or _why(found, chosen, noise, name) for name in left
         }
         kernels = kernelless(state.graph, units) if state.config.placement is Extent.FULL else {}
         placement = Board(state.graph, units, chosen).placement()
         state.put(UNITS, units)
         state.put(PREDICTION, found.predict(chosen, self.target.unit))
         state.put(PLACEMENT, replace(placement, reasons=reasons | kernels))
-        return Outcome(0, _note(units, chosen, found.chosen), Counter(kernels.values()))
+        spared = 0 if self.refused else len(found.chosen - chosen)
+        return Outcome(0, _note(units, chosen, spared), Counter(kernels.values()))
 
 
-def _sensitive(noise: float) -> str:
-    return f"sensitive: alone it makes {100 * noise:.2g} % output error"
+def _why(found: Fastest, chosen: Collection[str], noise: Mapping[str, float], name: str) -> str:
+    """Return why a unit that could run int8 does not."""
+    if name in found.chosen:
+        return f"sensitive: alone it makes {100 * noise[name]:.2g} % output error"
+    return _dearer(found.ledger, chosen, name)
 
 
 def _dearer(ledger: Ledger, chosen: Collection[str], name: str) -> str:
@@ -69,7 +74,6 @@ def _dearer(ledger: Ledger, chosen: Collection[str], name: str) -> str:
     return f"int8 here would cost {100 * more:.2g} % more in all"
 
 
-def _note(units: Sequence[Unit], chosen: Collection[str], cheapest: Collection[str]) -> str:
+def _note(units: Sequence[Unit], chosen: Collection[str], spared: int) -> str:
     note = f"{len(chosen)} of {len(units)} units int8"
-    spared = len(set(cheapest) - set(chosen))
     return f"{note}, {spared} left float by the guard" if spared else note

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What rounding does to the output, one unit at a time."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,7 +10,8 @@ from qhyvit_onnx.facts import RANGES, SEARCHED, SENSITIVITY
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._board import Board
 from qhyvit_onnx.passes._fastest import fastest
-from qhyvit_onnx.passes._sensitivity import Probe, measure
+from qhyvit_onnx.passes._sensitivity import measure
+from qhyvit_onnx.passes._twins import Probe
 from qhyvit_onnx.state import State
 from qhyvit_onnx.units import find_units
 
@@ -33,21 +33,24 @@ class Sense(Pass):
 
     def run(self, state: State) -> Outcome:
         """Put SENSITIVITY, empty when the guard is off; the graph stays as it is."""
-        probes = self._probes(state) if self.guard.samples else ()
+        if not self.guard.samples:
+            state.put(SENSITIVITY, {})
+            return Outcome(0, "off (no guard)")
+        units, grids = tuple(find_units(state.graph)), state.get(SEARCHED)
+        found = fastest(state, units, self.target, grids.activations)
+        board = Board(state.graph, units, found.chosen)
+        probes = [Probe(u, board.writes_codes(u)) for u in units if u.name in found.chosen]
         if not probes:
             state.put(SENSITIVITY, {})
-            return Outcome(0, "nothing runs int8" if self.guard.samples else "off (no guard)")
-        affordable = max(1, self.guard.runs // len(probes))
-        total = min(self.guard.samples, affordable, len(state.calibration))
-        samples = islice(state.calibration, total)
-        grids = state.get(SEARCHED)
+            return Outcome(0, "nothing runs int8")
+        count = self._samples(len(probes) * found.work, len(state.calibration))
+        samples, total = islice(state.calibration, count), len(probes) * count
         noise = measure(state.model(), probes, grids, samples, lambda n: state.tick(n, total))
         state.put(SENSITIVITY, noise)
-        told = f"{len(probes)} units on {total} samples: together {100 * sum(noise.values()):.2g} %"
+        told = f"{len(probes)} units on {count} samples: together {100 * sum(noise.values()):.2g} %"
         return Outcome(0, f"{told} output error")
 
-    def _probes(self, state: State) -> Sequence[Probe]:
-        units = tuple(find_units(state.graph))
-        placed = fastest(state, units, self.target, state.get(SEARCHED).activations).chosen
-        board = Board(state.graph, units, placed)
-        return [Probe(unit, board.writes_codes(unit)) for unit in units if unit.name in placed]
+    def _samples(self, work: float, there: int) -> int:
+        """Return how many samples can be afforded out of those that are ``there``."""
+        affordable = int(self.guard.work / work) if work else there
+        return max(1, min(self.guard.samples, affordable, there))

@@ -23,6 +23,7 @@ from qhyvit_onnx.facts import (
     PLACEMENT,
     UNITS,
     VERIFICATION,
+    Paired,
     Verification,
 )
 from qhyvit_onnx.interface import Coded, Interface
@@ -42,6 +43,10 @@ from qhyvit_onnx.targets import arithmetic_of
 
 FOLD_ERROR = 1e-4
 """What all folds together may change in an output, as a fraction of its range."""
+
+NEARLY_ALL = 0.9
+"""Of the rounds in which two models are timed. Two that are as fast come there once in a hundred
+times, with ten rounds."""
 
 FOLD_SAMPLES = 4
 """Samples on which that is measured, at most: a single score has no range in one sample."""
@@ -108,21 +113,28 @@ class Verify(Pass):
         model: onnx.ModelProto,
         samples: Feeds,
         interface: Interface,
-    ) -> dict[int, tuple[float, float]]:
+    ) -> dict[int, Paired]:
         """Return the times of both models on one thread, and on two where there are two."""
-        found: dict[int, tuple[float, float]] = {}
+        found: dict[int, Paired] = {}
         clocks = {1: time.process_time, 2: time.perf_counter} if self.settings.rounds else {}
         for threads, clock in clocks.items():
             if threads <= cores():
                 options = Options(threads=threads)
                 feed = next(iter(samples))
-                first, second = paired_times(
+                times = paired_times(
                     (Session(source, options), feed),
                     (Session(model, options), interface.encode(feed)),
                     rounds=self.settings.rounds, clock=clock,
                 )  # fmt: skip
-                found[threads] = 1e3 * float(np.median(first)), 1e3 * float(np.median(second))
+                found[threads] = _paired(*times)
         return found
+
+
+def _paired(before: Sequence[float], after: Sequence[float]) -> Paired:
+    """Return the medians of seconds, and whether the second model was slower."""
+    longer = sum(second > first for first, second in zip(before, after, strict=True))
+    in_float, int8 = (1e3 * float(np.median(seconds)) for seconds in (before, after))
+    return Paired(in_float, int8, slower=longer >= NEARLY_ALL * len(before))
 
 
 def _check_folds(state: State, samples: Feeds) -> None:

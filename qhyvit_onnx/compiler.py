@@ -22,12 +22,13 @@ from qhyvit_onnx.facts import EMITTED, INTERFACE, PLACEMENT
 from qhyvit_onnx.interface import KEY, Pixels
 from qhyvit_onnx.model_io import check_model, input_specs, load_model
 from qhyvit_onnx.passes.measure import Measure
-from qhyvit_onnx.pipeline import Watcher, default_pipeline, run
+from qhyvit_onnx.pipeline import Watcher, default_pipeline
+from qhyvit_onnx.placements import Made, Parts, is_outrun
 from qhyvit_onnx.recipes import Form, find_recipe, undeployable
 from qhyvit_onnx.report import Report, make_report
 from qhyvit_onnx.runtime import Arithmetic, Options, OrtFile, Session, cpu_features, ort_file
 from qhyvit_onnx.state import State
-from qhyvit_onnx.sweep import Bound, Swept, sweep
+from qhyvit_onnx.sweep import Bound, sweep
 from qhyvit_onnx.targets import find_target
 
 
@@ -55,7 +56,8 @@ def compile_model(
     ``calibration`` is whatever ``open_feeds`` takes: a folder of images, ``.npy`` / ``.npz``, an
     iterable of ``{input name: array}``, an onnxruntime CalibrationDataReader; None takes a bundled
     set of natural images, for a first look only. With a ``bound`` the fastest placement that
-    holds it is emitted. Nothing is written to disk.
+    holds it is emitted. With target ``auto`` float is emitted where int8 is measured to be slower:
+    only there does what is emitted hang on a measurement. Nothing is written to disk.
 
     Error:
         CompileError and its kinds (``errors.py``); the input is never changed.
@@ -69,18 +71,12 @@ def compile_model(
     state = _begun(source, calibration, config, preprocess)
     watcher = watcher or Watcher()
     watcher.opened(state.calibration, state.held_back, target)
-    passes, found = default_pipeline(config, target), Swept(state, [], [])
-    if bound is None:
-        found.steps.extend(run(passes, state, watcher))
-    else:
-        samples = bound.open(source, config, preprocess)
-        pixels = state.pixels
-        measure = Measure(target, samples.mapped(pixels.pixels_in) if pixels else samples)
-        found = sweep(passes, state, measure, bound.max_drop, watcher)
-    emitted = found.state.get(EMITTED)
-    _stamp(emitted, found.state, source, target.name)
-    ort = _ort_file(emitted, target, found.state) if config.emit_ort else None
-    return Compiled(emitted, make_report(found.state, found.steps, target, found.front), ort)
+    samples = bound.open(source, config, preprocess) if bound else None
+    made = _made(state, target, bound, samples, watcher)
+    emitted = made.state.get(EMITTED)
+    _stamp(emitted, made.state, source, target.name)
+    ort = _ort_file(emitted, target, made.state) if config.emit_ort else None
+    return Compiled(emitted, make_report(made, target), ort)
 
 
 def _begun(
@@ -97,6 +93,20 @@ def _begun(
     held = held_back.mapped(pixels.pixels_in) if held_back else None
     model, samples = pixels.embedded(source), calibrated.mapped(pixels.pixels_in)
     return State(model, config, samples, held, pixels)
+
+
+def _made(
+    state: State, target: Target, bound: Bound | None, samples: Feeds | None, watcher: Watcher
+) -> Made:
+    """Run all passes, for the ``bound`` on ``samples`` if there is one."""
+    parts = Parts.of(default_pipeline(state.config, target))
+    if bound is None or samples is None:
+        made = parts.once(state, watcher)
+    else:
+        pixels = state.pixels
+        measure = Measure(target, samples.mapped(pixels.pixels_in) if pixels else samples)
+        made = sweep(parts, state, measure, bound.max_drop, watcher)
+    return parts.in_float(state, made, watcher) if is_outrun(made, state.config) else made
 
 
 def _ort_file(model: onnx.ModelProto, target: Target, state: State) -> OrtFile:

@@ -131,11 +131,12 @@ class Guard:
     max_share: float = 0.2
     """At most this fraction of the cost that int8 saves may be given away by the guard."""
 
-    samples: int = 4
+    samples: int = 32
     """Calibration samples on which it is measured, at most; 0 turns the guard off."""
 
-    runs: int = 200
-    """Forward runs it may take, one a unit and sample: large models see fewer samples."""
+    work: float = 3e11
+    """Multiply-adds it may take, counted as a run of the network for every unit and sample: large
+    models see fewer samples, but one."""
 
     weight: float = 0.0
     """What output error counts at least in placement: float runs of the network for an output that
@@ -149,9 +150,9 @@ class Guard:
             raise ConfigError(f"guard.max_share is {self.max_share}, need [0, 1]")
         if self.weight < 0.0:
             raise ConfigError(f"guard.weight is {self.weight}, need 0 or more")
-        if self.samples < 0 or self.runs < 1:
+        if self.samples < 0 or not self.work > 0.0:
             raise ConfigError(
-                f"guard has {self.samples} samples and {self.runs} runs, need 0 and 1 or more"
+                f"guard has {self.samples} samples and {self.work} work, need 0 or more, and more"
             )
 
 

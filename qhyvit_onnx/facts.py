@@ -160,6 +160,17 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Paired:
+    """The float and the emitted model timed in turn."""
+
+    float_ms: float
+    int8_ms: float
+    """Milliseconds of one run, in the median."""
+    slower: bool
+    """Whether the emitted model took longer in nearly all rounds, so that it was no chance."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verification:
     """What was proven about the emitted model."""
 
@@ -172,11 +183,15 @@ class Verification:
     held_back: bool
     """Whether the compared samples were kept out of calibration."""
     arithmetic: str
-    times: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    """By threads, milliseconds of one run of the float and of the emitted model, run in turn, in
-    the median: process CPU time with one thread, elapsed time with two. Empty if not timed."""
+    times: Mapping[int, Paired] = field(default_factory=dict)
+    """By threads: process CPU time with one, elapsed time with two. Empty if not timed."""
     replay: Replay | None = None
     """Every integer node against its reference kernel; None when it was not asked for."""
+
+    @property
+    def slower(self) -> bool:
+        """Tell whether the emitted model was slower than float however it was timed."""
+        return bool(self.times) and all(paired.slower for paired in self.times.values())
 
 
 LAYOUT: Fact[Layout] = Fact("layout")

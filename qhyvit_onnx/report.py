@@ -2,7 +2,6 @@
 """What a compilation reports: one versioned schema, from which tables and JSON are made."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict
@@ -27,6 +26,7 @@ from qhyvit_onnx.facts import (
 from qhyvit_onnx.graph import MOVEMENT
 from qhyvit_onnx.grid import Cure
 from qhyvit_onnx.pipeline import Step
+from qhyvit_onnx.placements import Made
 from qhyvit_onnx.replay_record import ReplayRecord
 from qhyvit_onnx.runtime import version as runtime_version
 from qhyvit_onnx.speed_records import Latency, PointRecord, PredictionRecord
@@ -160,6 +160,8 @@ class Report(_Record):
     """By input and output, what it is; those only that are not as in the float model."""
     front: list[PointRecord] = []
     """Placements that were tried for an accuracy bound, the fastest first; the last was taken."""
+    outrun: Latency | None = None
+    """What int8 took, if float was measured to be faster and is what was emitted."""
     replay: ReplayRecord | None = None
     """None when it was not asked for."""
     bytes_before: int
@@ -171,10 +173,9 @@ class Report(_Record):
         return sum(unit.int8 for unit in self.units)
 
 
-def make_report(
-    state: State, steps: Sequence[Step], target: Target, front: Sequence[PointRecord] = ()
-) -> Report:
+def make_report(made: Made, target: Target) -> Report:
     """Gather the facts of a finished compilation."""
+    state = made.state
     verification = state.get(VERIFICATION)
     return Report(
         schema_version=SCHEMA,
@@ -185,7 +186,7 @@ def make_report(
         precision=state.config.precision,
         recipe=state.config.recipe,
         data=_data(state),
-        passes=[_pass(step) for step in steps],
+        passes=[_pass(step) for step in made.steps],
         units=_units(state),
         float_nodes=_float_nodes(state),
         regions=[RegionRecord.model_validate(asdict(region)) for region in state.get(REGIONS)],
@@ -206,7 +207,8 @@ def make_report(
         latency=Latency.of(verification.times),
         prediction=PredictionRecord.of(state.get(PREDICTION)),
         interface=state.get(INTERFACE).told(),
-        front=list(front),
+        front=made.front,
+        outrun=made.outrun,
         replay=ReplayRecord.of(verification.replay),
         bytes_before=state.source.ByteSize(),
         bytes_after=state.get(EMITTED).ByteSize(),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
-from qhyvit_onnx.facts import Prediction
+from qhyvit_onnx.facts import Paired, Prediction
 
 
 class Times(BaseModel):
@@ -29,11 +29,11 @@ class Latency(Times):
     """Elapsed time with two threads; None where there is one core, and in earlier reports."""
 
     @classmethod
-    def of(cls, times: Mapping[int, tuple[float, float]]) -> "Latency | None":
+    def of(cls, times: Mapping[int, Paired]) -> "Latency | None":
         """Return the times by threads as a record; None if nothing was timed."""
         made = {
-            threads: {"float_ms": before, "int8_ms": after}
-            for threads, (before, after) in times.items()
+            threads: {"float_ms": paired.float_ms, "int8_ms": paired.int8_ms}
+            for threads, paired in times.items()
         }
         return cls(**made[1], two_threads=Times(**made[2]) if 2 in made else None) if made else None
 

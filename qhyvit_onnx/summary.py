@@ -40,6 +40,11 @@ def print_summary(report: Report, source: Path, written: Sequence[Path]) -> None
 
 def slower(report: Report) -> str:
     """Return the warning when int8 lost against float here, or gains nothing; empty otherwise."""
+    if report.outrun is not None:
+        return (
+            f"int8 takes {report.outrun.ratio:.2f}x the time of float on this machine: the model "
+            f"stays float (--target {report.target} makes it int8 regardless)"
+        )
     if not report.int8_units:
         return f"nothing runs int8: on {report.target} float is faster for this model"
     if report.latency is None or report.latency.ratio <= 1.0:

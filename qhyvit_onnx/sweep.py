@@ -2,9 +2,7 @@
 """From the fastest placement to careful ones, until one is accurate enough on the user's data."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import onnx
@@ -16,11 +14,9 @@ from qhyvit_onnx.data.preprocess import Recipe
 from qhyvit_onnx.errors import ConfigError, TargetMissedError
 from qhyvit_onnx.facts import DROP, PLACEMENT, PREDICTION, UNITS
 from qhyvit_onnx.model_io import input_specs
-from qhyvit_onnx.passes._base import Pass
 from qhyvit_onnx.passes.measure import Measure
-from qhyvit_onnx.passes.place import Place
-from qhyvit_onnx.passes.verify import Verify
-from qhyvit_onnx.pipeline import Step, Watcher, run
+from qhyvit_onnx.pipeline import Watcher, run
+from qhyvit_onnx.placements import Made, Parts
 from qhyvit_onnx.speed_records import PointRecord
 from qhyvit_onnx.state import State
 
@@ -60,19 +56,8 @@ class Bound:
         return with_labels(feeds, read_labels(self.labels)) if self.labels else feeds
 
 
-@dataclass(frozen=True, slots=True)
-class Swept:
-    """The compilation that held the bound, and all that were tried on the way."""
-
-    state: State
-    steps: list[Step]
-    front: list[PointRecord]
-
-
-def sweep(
-    passes: Sequence[Pass], state: State, measure: Measure, max_drop: float, watcher: Watcher
-) -> Swept:
-    """Run ``passes`` until what is emitted loses at most ``max_drop``: the fastest that does.
+def sweep(parts: Parts, state: State, measure: Measure, max_drop: float, watcher: Watcher) -> Made:
+    """Run ``parts`` until what is emitted loses at most ``max_drop``: the fastest that does.
 
     What comes before placement runs once. Every placement is the quietest that gives away a share
     of what int8 saves: by the weight of noise that makes it the cheapest.
@@ -80,21 +65,20 @@ def sweep(
     Error:
         TargetMissedError with the front when none holds; DataError for labels that fit nothing.
     """
-    before, place, between, verify = _split(passes)
-    steps, front = run(before, state, watcher), list[PointRecord]()
+    steps, front = run(parts.before, state, watcher), list[PointRecord]()
     seen: set[tuple[str, ...]] = set()
     for share in SHARES:
         start, fork = time.perf_counter(), state.fork()
-        careful = replace(place, guard=replace(place.guard, max_noise=_SILENT, max_share=share))
-        own = run([careful], fork, watcher)
+        guard = replace(parts.place.guard, max_noise=_SILENT, max_share=share)
+        own = run([replace(parts.place, guard=guard)], fork, watcher)
         if fork.get(PLACEMENT).int8 in seen:
             continue
         seen.add(fork.get(PLACEMENT).int8)
-        own += run([*between, measure], fork, watcher)
+        own += run([*parts.between, measure], fork, watcher)
         front.append(_point(fork, share, max_drop, time.perf_counter() - start))
         if front[-1].holds:
-            own += run([verify], fork, watcher)
-            return Swept(fork, [*steps, *own], front)
+            own += run([parts.verify], fork, watcher)
+            return Made(fork, [*steps, *own], front)
     least = min(point.drop for point in front)
     what = fork.get(DROP).measure
     raise TargetMissedError(
@@ -103,14 +87,6 @@ def sweep(
         hint="allow more, or try --effort max, or more calibration data",
         front=front,
     )
-
-
-def _split(passes: Sequence[Pass]) -> tuple[list[Pass], Place, list[Pass], Verify]:
-    """Return what comes before placement, placement, what comes then, and the proof at the end."""
-    for at, (place, _) in enumerate(pairwise(passes)):
-        if isinstance(place, Place) and isinstance(verify := passes[-1], Verify):
-            return list(passes[:at]), place, list(passes[at + 1 : -1]), verify
-    raise ConfigError("these passes place nothing that could be swept")
 
 
 def _point(state: State, share: float, max_drop: float, seconds: float) -> PointRecord:

@@ -7,6 +7,9 @@ from qhyvit_onnx.costs.table import Target, load_table
 from qhyvit_onnx.errors import ConfigError
 from qhyvit_onnx.runtime import Arithmetic
 
+AUTO = "auto"
+"""The name that picks by the CPU."""
+
 _FOLDER = Path(__file__).parent / "assets" / "targets"
 
 TARGETS = tuple(
@@ -27,10 +30,10 @@ def find_target(name: str, features: frozenset[str]) -> Target:
     if name.endswith(".toml"):
         return load_table(Path(name))
     by_name = {target.name: target for target in TARGETS}
-    name = _detected(features) if name == "auto" else name
+    name = _detected(features) if name == AUTO else name
     if name in by_name:
         return by_name[name]
-    known = ", ".join(["auto", *by_name])
+    known = ", ".join([AUTO, *by_name])
     raise ConfigError(
         f"target {name!r} is not known", hint=f"use one of {known}, or a .toml of qhv-onnx profile"
     )

@@ -12,7 +12,7 @@ import pytest
 from onnx.external_data_helper import convert_model_to_external_data
 from PIL import Image
 
-import qhyvit_onnx.compiler
+import qhyvit_onnx.placements
 from qhyvit_onnx.cli import COMMANDS, main
 from qhyvit_onnx.runtime import Arithmetic, Options, Session
 from qhyvit_onnx.targets import TARGETS
@@ -257,7 +257,7 @@ def test_usage(refused, word, arguments):
 )
 def test_what_else_stops_it(home, capsys, monkeypatch, raised, expected):
     status, word = expected
-    monkeypatch.setattr(qhyvit_onnx.compiler, "run", Mock(side_effect=raised))
+    monkeypatch.setattr(qhyvit_onnx.placements, "go_on", Mock(side_effect=raised))
     assert main(["compile", "net.onnx", "--calib", "calib.npz", "-q"]) == status
     err = capsys.readouterr().err
     assert word in err

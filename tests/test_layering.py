@@ -24,7 +24,7 @@ FOLDERS = {
 LAYERS = ("foundation", "kernels", "services", "passes", "compilation", "terminal")
 FOUNDATION = {"config", "errors", "grid", "methods", "precision", "recipes", "simulated"}
 COMPILATION = {  # "": the package's own names
-    "", "compiler", "inspection", "pipeline", "report", "simulator", "sweep",
+    "", "compiler", "inspection", "pipeline", "placements", "report", "simulator", "sweep",
 }  # fmt: skip
 TERMINAL = {
     "__main__", "bars", "cli", "commands", "drawing", "overview", "progress", "summary", "tables",

@@ -6,6 +6,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from qhyvit_onnx.facts import Paired
 from qhyvit_onnx.report import SCHEMA, DataRecord, Latency, OutputRecord, Report, UnitRecord
 from qhyvit_onnx.summary import group_reasons, print_summary, slower
 
@@ -100,11 +101,14 @@ def test_summary_is_plain_and_narrow(report, capsys, tmp_path):
 def test_slower_is_said(report):
     assert slower(report).startswith("int8 takes 1.50x the time")
     assert slower(report.model_copy(update={"latency": None})) == ""
+    kept = report.model_copy(update={"outrun": Latency(float_ms=2.0, int8_ms=5.0)})
+    assert slower(kept).startswith("int8 takes 2.50x the time of float on this machine: the model ")
+    assert "--target arm64" in slower(kept)
 
 
 def test_times_become_a_record_by_threads():
     assert Latency.of({}) is None
-    one = Latency.of({1: (2.0, 1.0)})
+    one = Latency.of({1: Paired(2.0, 1.0, slower=False)})
     assert (one.float_ms, one.int8_ms, one.ratio, one.two_threads) == (2.0, 1.0, 0.5, None)
-    two = Latency.of({1: (2.0, 1.0), 2: (1.0, 3.0)})
+    two = Latency.of({1: Paired(2.0, 1.0, slower=False), 2: Paired(1.0, 3.0, slower=True)})
     assert (two.ratio, two.two_threads.ratio) == (0.5, 3.0)

@@ -38,8 +38,8 @@ target = click.option(
     default=DEFAULTS.target,
     show_default=True,
     metavar="CPU",
-    help="auto (this machine), arm64, arm64-i8mm, arm64-base, x64-vnni, x64-avx2, or a .toml of "
-    "qhv-onnx profile.",
+    help="auto (this machine; compile stays float where int8 is measured to be slower), arm64, "
+    "arm64-i8mm, arm64-base, x64-vnni, x64-avx2, or a .toml of qhv-onnx profile.",
 )
 json_out = click.option(
     "--json", "json_out", metavar="FILE|-", help="Write the result as JSON; - is stdout."

@@ -126,7 +126,35 @@ def test_times_are_measured_when_asked(emitted, monkeypatch, cores, threads):
     Verify(ARM, Settings(samples=1, rounds=2)).run(state)
     times = state.get(VERIFICATION).times
     assert times.keys() == threads
-    assert all(0 <= ms < 1000 for pair in times.values() for ms in pair)
+    for paired in times.values():
+        assert 0 <= paired.float_ms < 1000
+        assert 0 <= paired.int8_ms < 1000
+
+
+@pytest.mark.parametrize(
+    ("int8", "slower"),
+    [([2.0] * 10, True), ([2.0] * 9 + [0.5], True), ([2.0] * 8 + [0.5] * 2, False),
+     ([1.0] * 10, False), ([0.5] * 9 + [90.0], False)],
+)  # fmt: skip
+def test_slower_is_what_took_longer_nearly_always(emitted, monkeypatch, int8, slower):
+    monkeypatch.setattr(
+        "qhyvit_onnx.passes.verify.paired_times", lambda *_, **__: ([1.0] * 10, int8)
+    )
+    state = emitted()
+    Verify(ARM, Settings(samples=1)).run(state)
+    assert state.get(VERIFICATION).slower == slower
+    assert state.get(VERIFICATION).times[1].int8_ms == 1e3 * float(np.median(int8))
+
+
+def test_slower_on_one_thread_only_is_not_slower(emitted, monkeypatch):
+    times = iter([([1.0] * 10, [2.0] * 10), ([1.0] * 10, [0.9] * 10)])
+    monkeypatch.setattr("qhyvit_onnx.passes.verify.cores", lambda: 2)
+    monkeypatch.setattr("qhyvit_onnx.passes.verify.paired_times", lambda *_, **__: next(times))
+    state = emitted()
+    Verify(ARM, Settings(samples=1)).run(state)
+    found = state.get(VERIFICATION)
+    assert [found.times[count].slower for count in (1, 2)] == [True, False]
+    assert not found.slower
 
 
 def test_a_float_unit_listed_int8_is_named(emitted):
