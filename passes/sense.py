@@ -4,8 +4,9 @@
 from dataclasses import dataclass
 from itertools import islice
 
-from qhyvit_onnx.config import Guard
+from qhyvit_onnx.config import Effort, Guard
 from qhyvit_onnx.costs.table import Target
+from qhyvit_onnx.effort import effort_of
 from qhyvit_onnx.facts import RANGES, SEARCHED, SENSITIVITY
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._board import Board
@@ -15,12 +16,16 @@ from qhyvit_onnx.passes._twins import Probe
 from qhyvit_onnx.state import State
 from qhyvit_onnx.units import find_units
 
+_HASTE = 4
+"""By what the work of the guard is divided at effort fast: there it would be a third of all."""
+
 
 @dataclass(frozen=True)
 class Sense(Pass):
     """Measure the output error that every unit of the fastest placement makes alone.
 
-    A forward run of the float model for every unit and sample: most of what placement costs.
+    A run of what follows the unit in the float model, for every unit and sample: most of what
+    placement costs.
     """
 
     target: Target
@@ -43,14 +48,15 @@ class Sense(Pass):
         if not probes:
             state.put(SENSITIVITY, {})
             return Outcome(0, "nothing runs int8")
-        count = self._samples(len(probes) * found.work, len(state.calibration))
+        count = self._samples(state, len(probes) * found.work)
         samples, total = islice(state.calibration, count), len(probes) * count
         noise = measure(state.model(), probes, grids, samples, lambda n: state.tick(n, total))
         state.put(SENSITIVITY, noise)
         told = f"{len(probes)} units on {count} samples: together {100 * sum(noise.values()):.2g} %"
         return Outcome(0, f"{told} output error")
 
-    def _samples(self, work: float, there: int) -> int:
-        """Return how many samples can be afforded out of those that are ``there``."""
-        affordable = int(self.guard.work / work) if work else there
-        return max(1, min(self.guard.samples, affordable, there))
+    def _samples(self, state: State, work: float) -> int:
+        """Return on how many samples to measure, when one is so much ``work``: one at least."""
+        most = min(self.guard.samples, len(state.calibration))
+        haste = _HASTE if effort_of(state.config) is Effort.FAST else 1
+        return max(1, min(most, int(self.guard.work / (haste * work)))) if work else most

@@ -136,7 +136,7 @@ class Guard:
 
     work: float = 3e11
     """Multiply-adds it may take, counted as a run of the network for every unit and sample: large
-    models see fewer samples, but one."""
+    models see fewer samples, but one. A quarter of it at effort fast."""
 
     weight: float = 0.0
     """What output error counts at least in placement: float runs of the network for an output that

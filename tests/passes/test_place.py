@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from qhyvit_onnx.config import CompileConfig, Folding, Guard, Scope
+from qhyvit_onnx.config import CompileConfig, Effort, Folding, Guard, Scope
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import ConfigError, PassError
 from qhyvit_onnx.facts import FLOAT, PLACEMENT, SEARCHED, SENSITIVITY, UNITS
@@ -258,7 +258,9 @@ def test_a_mask_before_a_closing_softmax_does_not_silence_the_guard(place):
     assert 1e-6 < state.get(SENSITIVITY)["only"] < 1e-2
 
 
-def test_the_guard_takes_no_more_work_than_it_may(place):
+@pytest.mark.parametrize(("effort", "runs"), [(Effort.DEFAULT, 25), (Effort.FAST, 100)])
+def test_the_guard_takes_no_more_work_than_it_may(place, monkeypatch, effort, runs):
+    monkeypatch.setattr("qhyvit_onnx.passes.sense.effort_of", lambda _: effort)
     ticks = []
     body, weights = sensitive_net()
     rng = np.random.default_rng(0)
@@ -268,10 +270,11 @@ def test_the_guard_takes_no_more_work_than_it_may(place):
     for item in default_pipeline(state.config, ARM):
         if item.name == "sense":
             fresh.tick = lambda done, total: ticks.append((done, total))
-            outcome = Sense(ARM, guard=Guard(samples=8, work=25 * 12 * 64 * 64 * 8 * 8)).run(fresh)
+            guard = Guard(samples=8, work=runs * 12 * 64 * 64 * 8 * 8)
+            outcome = Sense(ARM, guard).run(fresh)
             break
         item.run(fresh)
-    assert ticks[-1] == (24, 24)  # 12 units: the work of 25 runs is enough for two samples
+    assert ticks[-1] == (24, 24)  # 12 units: 25 runs are enough for two samples
     assert [done for done, _ in ticks] == sorted({done for done, _ in ticks})
     assert outcome.note.startswith("12 units on 2 samples: together ")
 
