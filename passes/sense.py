@@ -17,7 +17,7 @@ from qhyvit_onnx.state import State
 from qhyvit_onnx.units import find_units
 
 _HASTE = 4
-"""By what the work of the guard is divided at effort fast: there it would be a third of all."""
+"""Samples and work of the guard are divided by this at effort fast, of which they would be half."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,6 @@ class Sense(Pass):
 
     def _samples(self, state: State, work: float) -> int:
         """Return on how many samples to measure, when one is so much ``work``: one at least."""
-        most = min(self.guard.samples, len(state.calibration))
         haste = _HASTE if effort_of(state.config) is Effort.FAST else 1
+        most = min(-(-self.guard.samples // haste), len(state.calibration))
         return max(1, min(most, int(self.guard.work / (haste * work)))) if work else most

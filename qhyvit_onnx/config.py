@@ -132,11 +132,12 @@ class Guard:
     """At most this fraction of the cost that int8 saves may be given away by the guard."""
 
     samples: int = 32
-    """Calibration samples on which it is measured, at most; 0 turns the guard off."""
+    """Calibration samples on which it is measured, at most, and a quarter of that at effort fast; 0
+    turns the guard off."""
 
     work: float = 3e11
     """Multiply-adds it may take, counted as a run of the network for every unit and sample: large
-    models see fewer samples, but one. A quarter of it at effort fast."""
+    models see fewer samples, but one. A quarter of it at effort fast, too."""
 
     weight: float = 0.0
     """What output error counts at least in placement: float runs of the network for an output that

@@ -270,7 +270,7 @@ def test_the_guard_takes_no_more_work_than_it_may(place, monkeypatch, effort, ru
     for item in default_pipeline(state.config, ARM):
         if item.name == "sense":
             fresh.tick = lambda done, total: ticks.append((done, total))
-            guard = Guard(samples=8, work=runs * 12 * 64 * 64 * 8 * 8)
+            guard = Guard(samples=32, work=runs * 12 * 64 * 64 * 8 * 8)
             outcome = Sense(ARM, guard).run(fresh)
             break
         item.run(fresh)
