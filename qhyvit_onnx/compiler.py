@@ -71,8 +71,8 @@ def compile_model(
     state = _begun(source, calibration, config, preprocess)
     watcher = watcher or Watcher()
     watcher.opened(state.calibration, state.held_back, target)
-    samples = bound.open(source, config, preprocess) if bound else None
-    made = _made(state, target, bound, samples, watcher)
+    held = (bound.max_drop, bound.open(source, config, preprocess)) if bound else None
+    made = _made(state, target, held, watcher)
     emitted = made.state.get(EMITTED)
     _stamp(emitted, made.state, source, target.name)
     ort = _ort_file(emitted, target, made.state) if config.emit_ort else None
@@ -95,17 +95,15 @@ def _begun(
     return State(model, config, samples, held, pixels)
 
 
-def _made(
-    state: State, target: Target, bound: Bound | None, samples: Feeds | None, watcher: Watcher
-) -> Made:
-    """Run all passes, for the ``bound`` on ``samples`` if there is one."""
+def _made(state: State, target: Target, held: tuple[float, Feeds] | None, watcher: Watcher) -> Made:
+    """Run all passes; with a bound to be ``held``, by the drop and on the samples it names."""
     parts = Parts.of(default_pipeline(state.config, target))
-    if bound is None or samples is None:
+    if held is None:
         made = parts.once(state, watcher)
     else:
-        pixels = state.pixels
+        (max_drop, samples), pixels = held, state.pixels
         measure = Measure(target, samples.mapped(pixels.pixels_in) if pixels else samples)
-        made = sweep(parts, state, measure, bound.max_drop, watcher)
+        made = sweep(parts, state, measure, max_drop, watcher)
     return parts.in_float(state, made, watcher) if is_outrun(made, state.config) else made
 
 

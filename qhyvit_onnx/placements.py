@@ -12,7 +12,7 @@ from qhyvit_onnx.facts import VERIFICATION
 from qhyvit_onnx.passes._base import Pass
 from qhyvit_onnx.passes.place import Place
 from qhyvit_onnx.passes.verify import Verify
-from qhyvit_onnx.pipeline import Step, Watcher, go_on, run
+from qhyvit_onnx.pipeline import Step, Watcher, check_order, go_on, run
 from qhyvit_onnx.speed_records import Latency, PointRecord
 from qhyvit_onnx.state import State
 from qhyvit_onnx.targets import AUTO
@@ -52,6 +52,7 @@ class Parts:
     def once(self, state: State, watcher: Watcher) -> Made:
         """Run all passes; ``state`` is left as it was before placement."""
         after = [self.place, *self.between, self.verify]
+        check_order([*self.before, *after], state.facts)
         watcher.planned([*self.before, *after])
         steps = go_on(self.before, state, watcher)
         fork = state.fork()

@@ -2,6 +2,7 @@
 """Float is emitted where int8 is slower on this machine, unless somebody asked for int8."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,13 +11,15 @@ import pytest
 from qhyvit_onnx.cli import main
 from qhyvit_onnx.compiler import compile_model
 from qhyvit_onnx.config import CompileConfig, Effort, Extent, Verification
-from qhyvit_onnx.errors import ConfigError
+from qhyvit_onnx.errors import ConfigError, PassError
 from qhyvit_onnx.explain import LEFT_FLOAT
 from qhyvit_onnx.passes.normalise import Normalise
 from qhyvit_onnx.passes.reconstruct import Reconstruct
+from qhyvit_onnx.pipeline import Watcher, default_pipeline
 from qhyvit_onnx.placements import OUTRUN, Parts
 from qhyvit_onnx.runtime import Session
 from qhyvit_onnx.sweep import Bound
+from qhyvit_onnx.targets import find_target
 from tests.test_sweep import CALIB, images, net
 
 
@@ -104,6 +107,16 @@ def test_the_user_is_told(clock, tmp_path, capsys):
     assert main(["compile", files[0], "--calib", files[1], "--effort", "fast", "-q"]) == 0
     assert "int8 takes 1.50x the time of float" in (err := capsys.readouterr().err)
     assert "the model stays float (--target x64-" in err or "(--target arm64" in err
+
+
+def test_the_order_of_all_passes_is_checked_before_any_runs(state):
+    config = CompileConfig(effort=Effort.FAST)
+    parts = Parts.of(default_pipeline(config, find_target("arm64", frozenset())))
+    wrong = replace(parts, between=parts.between[1:])
+    fresh = state(net())
+    with pytest.raises(PassError, match="which no earlier pass gives"):
+        wrong.once(fresh, Watcher())
+    assert not fresh.facts
 
 
 def test_passes_that_place_nothing_have_no_parts():
