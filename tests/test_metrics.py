@@ -85,6 +85,21 @@ def test_an_equal_output_of_zeros_is_perfect():
     assert compared(zeros, zeros).sqnr_db == 200.0
 
 
+@pytest.mark.parametrize("hole", [-np.inf, np.inf, np.nan])
+def test_what_is_not_finite_in_both_does_not_count(hole):
+    reference, candidate = pairs((2, 10))
+    masked = [[np.append(x.reshape(-1), np.float32(hole)) for x in side]
+              for side in (reference, candidate)]  # fmt: skip
+    found, plain = compared(*masked), compared(reference, candidate)
+    assert (found.sqnr_db, found.cosine) == pytest.approx((plain.sqnr_db, plain.cosine))
+
+
+@pytest.mark.parametrize(("here", "there"), [(np.inf, 1), (1, np.nan), (np.inf, -np.inf)])
+def test_what_is_not_finite_on_one_side_is_no_small_error(here, there):
+    found = compared([np.float32([[3, here]])] * 2, [np.float32([[3, there]])] * 2)
+    assert (found.sqnr_db, found.cosine) == (-200.0, 0.0)
+
+
 def test_no_samples():
     found = Comparison().result()
     assert (found.samples, found.agreement) == (0, 0.0)
