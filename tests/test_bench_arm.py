@@ -3,6 +3,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,3 +105,13 @@ def test_the_set_up_names_what_is_missing(tmp_path):
     assert done.returncode == 1
     assert done.stderr == "qemu-aarch64 is missing; on Debian: apt-get install qemu-user gcc\n"
     assert not (tmp_path / "arm").exists()
+
+
+def test_a_prediction_is_held_to_what_was_found_in_its_own_unit(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from _bench import foretold
+
+    said = SimpleNamespace(unit="instructions", in_float=90.0, full=60.0, placed=30.0)
+    compiled = SimpleNamespace(report=SimpleNamespace(prediction=said))
+    assert list(foretold(compiled, "instructions", 100.0, 20.0).values()) == ["0.90", "1.50"]
+    assert list(foretold(compiled, "ns", 100.0, 20.0).values()) == ["-", "-"]

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from qhyvit_onnx.compiler import Compiled
 from qhyvit_onnx.config import CompileConfig, Effort, Guard, Verification
 from qhyvit_onnx.errors import ModelError
 from qhyvit_onnx.metrics import Closeness, Comparison
@@ -50,6 +51,19 @@ def speed_only(target: str) -> CompileConfig:
         guard=Guard(samples=0),
         verification=Verification(rounds=0, replay=0, samples=1),
     )
+
+
+def foretold(compiled: Compiled, unit: str, in_float: float, placed: float) -> dict[str, str]:
+    """Return what the target's table said of float and of ours, over what was found in ``unit``.
+
+    A dash where the table counts in another unit.
+    """
+    said = compiled.report.prediction
+    names = ("predicted / found, float", "predicted / found, ours")
+    if said is None or said.unit != unit:
+        return dict.fromkeys(names, "-")
+    ratios = (said.in_float / in_float, said.placed / placed)
+    return {name: f"{ratio:.2f}" for name, ratio in zip(names, ratios, strict=True)}
 
 
 def best_arithmetic(model: Path) -> Arithmetic:

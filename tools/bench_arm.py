@@ -14,8 +14,9 @@ What runs is the stock aarch64 wheel of onnxruntime, one thread, under qemu-user
 packages it needs. Counts repeat exactly. They are instructions, not seconds: caches, memory and
 what a core does at once are not in them.
 
-"output" is what the compiled model computes there against here: equal, or the largest difference
-over the largest value (QLinearAdd rounds in another way on ARM).
+"predicted / found" is what the target's cost table says over what was counted. "output" is what the
+compiled model computes there against here: equal, or the largest difference over the largest value
+(QLinearAdd rounds in another way on ARM).
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from _bench import Feed, Rows, npz_feeds, quantize_static, speed_only, table
+from _bench import Feed, Rows, foretold, npz_feeds, quantize_static, speed_only, table
 from _emulated import TARGETS, count, set_up
 
 from qhyvit_onnx.compiler import compile_model
@@ -74,7 +75,8 @@ def measure(model: Path, feeds: list[Feed], args: argparse.Namespace) -> Rows:
         rows: Rows = []
         for cpu in args.cpus:
             config = speed_only(TARGETS[cpu])
-            compiled = compile_model(model, feeds, config).model
+            found = compile_model(model, feeds, config)
+            compiled = found.model
             full = compile_model(model, feeds, replace(config, placement=Extent.FULL)).model
             onnx.save(compiled, folder / "ours.onnx")
             onnx.save(full, folder / "full.onnx")
@@ -89,6 +91,7 @@ def measure(model: Path, feeds: list[Feed], args: argparse.Namespace) -> Rows:
                 "ours / float": round(counts["ours"] / counts["float"], 3),
                 "ours, full / float": round(counts["full"] / counts["float"], 3),
                 "quantize_static / float": round(counts["static"] / counts["float"], 3),
+                **foretold(found, "instructions", counts["float"], counts["ours"]),
                 "output": apart,
             })  # fmt: skip
     return rows

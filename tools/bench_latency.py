@@ -7,7 +7,8 @@ usage: python tools/bench_latency.py MODEL.onnx=DATA.npz ... [--target auto] [--
 Beside ours: the same with everything on integers that has an integer kernel (``--placement full``),
 and onnxruntime's own ``quantize_static``. The accuracy guard is off. Ratio is the median
 of the ratios of paired runs, below 1 is faster than float: of process CPU seconds with 1 thread,
-of elapsed seconds with more.
+of elapsed seconds with more. "predicted / found" is what the target's cost table says of one thread
+over its time here.
 """
 
 import argparse
@@ -16,10 +17,11 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
-from _bench import Feed, Rows, npz_feeds, quantize_static, speed_only, table
+from _bench import Feed, Rows, foretold, npz_feeds, quantize_static, speed_only, table
 
 from qhyvit_onnx.compiler import compile_model
 from qhyvit_onnx.config import Extent
@@ -57,32 +59,44 @@ def measure(model: Path, feeds: list[Feed], args: argparse.Namespace) -> Rows:
     with tempfile.TemporaryDirectory() as folder:
         static = quantize_static(model, feeds, Path(folder) / "static.onnx")
         for threads in args.threads:
-            float_ms, ours = ratio(model, compiled.model, feeds[0], args.rounds, threads)
-            _, everything = ratio(model, full, feeds[0], args.rounds, threads)
-            _, theirs = ratio(model, static, feeds[0], args.rounds, threads)
+            ours, everything, theirs = (
+                paired(model, item, feeds[0], args.rounds, threads)
+                for item in (compiled.model, full, static)
+            )
+            unit = "ns" if threads == 1 else "ns on more"  # a table is of one thread
             rows.append({
                 "model": model.name,
                 "target": compiled.report.target,
                 "threads": threads,
-                "float ms": round(float_ms, 2),
-                "ours / float": ours,
-                "ours, full / float": everything,
-                "quantize_static / float": theirs,
+                "float ms": round(ours.before_ms, 2),
+                "ours / float": ours.ratio,
+                "ours, full / float": everything.ratio,
+                "quantize_static / float": theirs.ratio,
+                **foretold(compiled, unit, 1e6 * ours.before_ms, 1e6 * ours.after_ms),
             })  # fmt: skip
     return rows
 
 
-def ratio(
-    source: Path, model: onnx.ModelProto | Path, feed: Feed, rounds: int, threads: int = 1
-) -> tuple[float, str]:
-    """Return float milliseconds, and the ratio as median [quartiles] of paired runs."""
+class Paired(NamedTuple):
+    """Medians of the times of both models, and their ratio as median [quartiles] of the pairs."""
+
+    before_ms: float
+    after_ms: float
+    ratio: str
+
+
+def paired(
+    source: Path, model: onnx.ModelProto | Path, feed: Feed, rounds: int, threads: int
+) -> Paired:
+    """Time both models in turn."""
     options = Options(threads=threads)
     clock = time.process_time if threads == 1 else time.perf_counter
     timed = ((Session(item, options), feed) for item in (source, model))
     pair = paired_times(*timed, rounds=rounds, clock=clock)
-    reference, candidate = (np.array(seconds) for seconds in pair)
-    low, middle, high = np.percentile(candidate / reference, [25, 50, 75])
-    return 1e3 * float(np.median(reference)), f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+    before, after = (1e3 * np.array(seconds) for seconds in pair)
+    low, middle, high = np.percentile(after / before, [25, 50, 75])
+    said = f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+    return Paired(float(np.median(before)), float(np.median(after)), said)
 
 
 if __name__ == "__main__":
