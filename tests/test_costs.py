@@ -10,11 +10,12 @@ import pytest
 
 from qhyvit_onnx.costs import clock, profile
 from qhyvit_onnx.costs.fit import fit
-from qhyvit_onnx.costs.sizes import rest_cost, row_of, size_of
+from qhyvit_onnx.costs.sizes import rest_cost, row_of, runs, size_of
 from qhyvit_onnx.costs.specimens import LONG, SHORT, specimens
 from qhyvit_onnx.costs.table import (
     DEPTHWISE_3X3,
     KEYS,
+    MOVING,
     Cost,
     Size,
     Target,
@@ -30,6 +31,7 @@ from qhyvit_onnx.work import shapes_at
 from tests.conftest import build_model
 
 SPECIMENS = specimens()
+MOVEMENT_ROW = float_key(MOVING)
 SMALL = [s for s in SPECIMENS if np.prod(s.shape) <= 16_384]
 KERNELS = {
     **dict.fromkeys(CONVOLUTIONS, "QLinearConv"), Kind.GEMM: "QGemm", Kind.MATMUL: "QGemm",
@@ -124,6 +126,16 @@ def test_what_is_known_to_be_free_costs_nothing():
     measured = [priced(rows, specimen.terms()) for specimen in SPECIMENS]
     free = fit(SPECIMENS, measured, ["border.blocked"])["border.blocked"]
     assert (free.fixed, free.mac, free.element) == (0.0, 0.0, 0.0)
+
+
+def test_one_row_is_fitted_beside_others_that_stay():
+    rows = known_costs(4)
+    chosen = [specimen for specimen in SPECIMENS if MOVEMENT_ROW in specimen.terms()]
+    others = {key: row for key, row in rows.items() if key != MOVEMENT_ROW}
+    found = fit(chosen, [priced(rows, specimen.terms()) for specimen in chosen], known=others)
+    want, got = rows[MOVEMENT_ROW], found[MOVEMENT_ROW]
+    assert (got.fixed, got.mac, got.element) == pytest.approx((want.fixed, want.mac, want.element))
+    assert {key: row for key, row in found.items() if key != MOVEMENT_ROW} == others
 
 
 class Fake:
@@ -234,3 +246,41 @@ def test_what_is_in_no_unit_is_priced_too():
     target = Target("t", "", "ns", "", {key: rows.get(key, Cost()) for key in KEYS})
     cost = rest_cost(graph, list(find_units(graph)), target, shapes_at(graph, {}))
     assert cost == 2 * 288 + 100 * 2 * 288
+
+
+def moving(body, **constants):
+    model = build_model(
+        f"g (float[1, 2, 6, 4] x) => (float[a, b, c, d] y) {{ {body} }}", **constants
+    )
+    graph = State(model, None, []).graph
+    rows = {MOVEMENT_ROW: Cost(fixed=1e6, mac=1e3, element=1.0)}
+    target = Target("t", "", "ns", "", {key: rows.get(key, Cost()) for key in KEYS})
+    return rest_cost(graph, list(find_units(graph)), target, shapes_at(graph, {}))
+
+
+@pytest.mark.parametrize(
+    ("body", "cost"),
+    [
+        ("y = Transpose <perm = [0, 2, 1, 3]> (x)", 1e6 + 12e3 + 96),
+        ("y = Transpose (x)", 1e6 + 48e3 + 96),
+        ("y = Reshape (x, s)", 1e6),
+        ("y = Slice (x, zero, one, one)", 1e6 + 48 + 24),
+        ("t = Transpose <perm = [0, 1, 3, 2]> (x) y = MatMul (x, t)", 0),
+        ("y = Transpose <perm = [0, 1, 3, 2]> (x)", 1e6 + 48e3 + 96),
+        ("t = Transpose <perm = [0, 2, 1, 3]> (x) y = MatMul (t, w)", 1e6 + 12e3 + 96),
+    ],
+)
+def test_data_movement_is_priced_but_for_what_products_take_in(body, cost):
+    numbers = {
+        "s": np.array([1, 2, 4, 6], np.int64), "zero": np.array([0], np.int64),
+        "one": np.array([1], np.int64), "w": np.ones((4, 4), np.float32),
+    }  # fmt: skip
+    assert moving(body, **{n: a for n, a in numbers.items() if f" {n}" in body}) == cost
+
+
+@pytest.mark.parametrize(
+    ("order", "shape", "count"),
+    [((0, 1, 2), (2, 3, 4), 1), ((0, 2, 1), (2, 3, 4), 24), ((1, 0, 2), (2, 3, 4), 6)],
+)
+def test_axes_at_the_end_that_stay_are_moved_as_one(order, shape, count):
+    assert runs(order, shape) == count

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure the cost table of a target: what units cost in float and in int8, by their size.
 
-usage: python tools/measure_target.py NAME [--emulator out/arm] [-o FILE.toml]
+usage: python tools/measure_target.py NAME [--emulator out/arm] [-o FILE.toml] [--row float.norm]
 
 x64-vnni is timed on this machine, which must have that instruction set and be quiet. The ARM
 targets are counted: instructions of the stock aarch64 onnxruntime on an emulated core; so is
-x64-avx2, with the onnxruntime that is installed here.
+x64-avx2, with the onnxruntime that is installed here. With ``--row`` only models that hold that row
+are measured, and all other rows stay as they are shipped.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from _emulated import count, count_haswell, set_up
 from qhyvit_onnx.costs.clock import measure
 from qhyvit_onnx.costs.fit import fit
 from qhyvit_onnx.costs.specimens import LONG, SHORT, Specimen, specimens
-from qhyvit_onnx.costs.table import dump_table, layout_key
+from qhyvit_onnx.costs.table import KEYS, dump_table, layout_key
 from qhyvit_onnx.runtime import version
 from qhyvit_onnx.targets import TARGETS
 
@@ -42,8 +43,11 @@ def main() -> None:
     parser.add_argument("--emulator", type=Path, default=Path("out/arm"))
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--raw", type=Path, help="also keep what each model cost, as JSON")
+    parser.add_argument("--row", choices=KEYS, metavar="ROW", help="measure this one alone")
     args = parser.parse_args()
-    chosen = specimens()
+    shipped = SHIPPED[args.target]
+    chosen = [item for item in specimens() if not args.row or args.row in item.terms()]
+    known = {key: shipped.rows[key] for key in KEYS if args.row and key != args.row}
     free = []
     if args.target == "x64-vnni":
         unit, measured, how = "ns", measure(chosen), f"timed on {cpu_name()}"
@@ -62,8 +66,10 @@ def main() -> None:
         args.raw.write_text(json.dumps(named, indent=1))
     date = datetime.now(UTC).date()
     provenance = f"onnxruntime {version()}, {how}, tools/measure_target.py, {date}"
-    rows = fit(chosen, measured, free)
-    table = replace(SHIPPED[args.target], unit=unit, provenance=provenance, rows=rows)
+    if args.row:
+        provenance = f"{shipped.provenance}; {args.row}: {provenance}"
+    rows = fit(chosen, measured, free, known)
+    table = replace(shipped, unit=unit, provenance=provenance, rows=rows)
     output = args.output or Path(f"qhyvit_onnx/assets/targets/{args.target}.toml")
     output.write_text(dump_table(table), encoding="utf-8")
     print(output)

@@ -16,9 +16,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from qhyvit_onnx.costs.sizes import runs
 from qhyvit_onnx.costs.table import (
     DEPTHWISE_3X3,
     DEQUANTIZE,
+    MOVING,
     QUANTIZE,
     float_key,
     int8_key,
@@ -196,6 +198,20 @@ class Chain:
         scale = self._constant(np.ones(read.shape[-1], np.float32))
         self._write(self._node("LayerNormalization", [read.name, scale]), read.shape, read)
         self._count("norm", read, 0, 2 * read.elements)
+
+    def reshape(self, *shape: int) -> None:
+        """Append a Reshape: a view, which touches no element."""
+        read = self._read(PLAIN, integer=False)
+        operand = self._constant(np.array(shape, np.int64))
+        self._write(self._node("Reshape", [read.name, operand]), shape, read)
+        self._count(MOVING, read, 0, 0)
+
+    def transpose(self, *order: int) -> None:
+        """Append a Transpose."""
+        read = self._read(PLAIN, integer=False)
+        shape = [read.shape[axis] for axis in order]
+        self._write(self._node("Transpose", [read.name], {"perm": order}), shape, read)
+        self._count(MOVING, read, runs(order, shape), 2 * read.elements)
 
     def quantized(self) -> Value:
         """Return ``value`` as codes dequantized, and count the Q."""

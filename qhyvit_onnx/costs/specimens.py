@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import onnx
 
 from qhyvit_onnx.costs.chain import Chain
+from qhyvit_onnx.costs.movements import WIDTH, heads, patches, views
 from qhyvit_onnx.kinds import Kind
 
 SHORT, LONG = 1, 3
@@ -168,6 +169,11 @@ def _float_only() -> Iterator[Specimen]:
         yield Specimen(f"elementwise {size}", shape, _unary("elementwise", "Neg"))
         yield Specimen(f"norm {size}", shape, Chain.norm)
         yield Specimen(f"gelu {size}", shape, lambda chain: chain.gelu(integer=False))
+        yield Specimen(f"heads {size}", shape, heads)
+        yield Specimen(f"views {size}", shape, views)
+    for channels, edge in _MAPS:
+        shape = (1, channels * edge * edge // WIDTH, WIDTH)
+        yield Specimen(f"patches {channels}x{edge}x{edge}", shape, patches(channels, edge))
 
 
 def _convs(kind: Kind, form: tuple[int, int, int], *, integer: bool) -> Pattern:

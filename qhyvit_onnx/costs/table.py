@@ -13,8 +13,9 @@ from qhyvit_onnx.kinds import Kind
 
 QUANTIZE, DEQUANTIZE = "border.quantize", "border.dequantize"
 
-FLOAT_ONLY = ("norm", "elementwise")
-"""Rows in float beside the kinds of units: what never runs int8."""
+MOVING = "movement"
+FLOAT_ONLY = ("norm", "elementwise", MOVING)
+"""Rows in float beside the kinds of units: what never runs int8, and what only moves elements."""
 LAYOUTS = ("nhwc", "blocked")
 """Memory layouts of convolutions, in int8 and in float; changed at the border of a run of them."""
 
@@ -54,7 +55,8 @@ class Size:
     """How much work one unit is."""
 
     macs: float = 0.0
-    """Multiply-adds; of a pool, elements of its windows."""
+    """Multiply-adds; of a pool, elements of its windows; of a Transpose, runs of elements that stay
+    together."""
     elements: float = 0.0
     """Activations read and written, and the weights of a Gemm or MatMul; at a border, what crosses
     it. Of a pool over windows none."""
@@ -160,7 +162,8 @@ def dump_table(table: Target) -> str:
     lines = [
         f"# Costs in {table.unit} of fusion units on {table.summary}:",
         "# fixed + mac * multiply-adds + element * activations read and written; fixed counts once",
-        "# for every group of a convolution, and element for the weights of a Gemm as well.",
+        "# for every group of a convolution, and element for the weights of a Gemm too. For mac:",
+        "# of a pool elements of its windows, of movement runs that a Transpose keeps together.",
         "# error: median of the relative error of the fit over the models with such a unit.",
         *(f"{n} = {_text(getattr(table, n))}" for n in ("name", "summary", "unit", "provenance")),
         f"pair_limit = {table.pair_limit}",
