@@ -115,6 +115,7 @@ class Lesson:
         """Nothing is learned yet."""
         self._executor, self._block = executor, block
         self._learnables, self._schedule = learnables, schedule
+        self._exact: dict[tuple[int, ...], dict[str, Moments]] = {}
 
     def error(self, samples: Sequence[int]) -> float:
         """Return the cost of the block as it would be emitted, geometric mean over ``samples``.
@@ -150,7 +151,7 @@ class Lesson:
         held_biases = self._learnables.biases
         self._learnables.settle(hard=True)
         with torch.no_grad():
-            wanted = dict(self._moments(self._block.floats, {}, train))
+            wanted = self._wanted(train)
             for name, moments in wanted.items():
                 held_biases[name].rescale(max(SMALL * moments.spread, 1e-12))
             kept = self._learnables.state()
@@ -239,6 +240,13 @@ class Lesson:
         count = sum(item.learned.numel() for item in roundings)
         undecided = torch.stack([item.undecided(sharpness) for item in roundings]).sum()
         return schedule.pull * undecided / count
+
+    def _wanted(self, samples: Sequence[int]) -> dict[str, Moments]:
+        """Return by layer what its channels hold in float, computed once."""
+        key = tuple(samples)
+        if key not in self._exact:
+            self._exact[key] = dict(self._moments(self._block.floats, {}, samples))
+        return self._exact[key]
 
     def _moments(
         self, sources: Mapping[str, SampleStore], hooks: Hooks, samples: Sequence[int]
