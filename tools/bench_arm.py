@@ -11,8 +11,8 @@ integers that has an integer kernel (``--placement full``), and onnxruntime's ow
 
 What runs is the stock aarch64 wheel of onnxruntime, one thread, under qemu-user;
 ``tools/arm/setup.sh`` puts it into the folder of ``--emulator`` once, and says which Debian
-packages it needs. Counts repeat exactly. They are instructions, not seconds: caches, memory and
-what a core does at once are not in them.
+packages it needs. Counts repeat to within half a percent or so. They are instructions, not
+seconds: caches, memory and what a core does at once are not in them.
 
 "predicted / found" is what the target's cost table says over what was counted. "output" is what the
 compiled model computes there against here: equal, or the largest difference over the largest value

@@ -5,8 +5,8 @@ usage: python tools/bench_placement.py MODEL.onnx=DATA.npz ... [--core a76] [--o
 
 Instructions of one run over those of float: of the placement found, of all that can be int8, of
 layers alone (convolutions, Gemm, MatMul), and of random perturbations of the one found, in each of
-which every unit changes sides with a probability of 5 %. The accuracy guard is off. Counts repeat
-exactly, so one run of each is enough.
+which every unit changes sides with a probability of 5 %. The accuracy guard is off. One run of each
+is enough: counts repeat to within half a percent or so.
 """
 
 import argparse
