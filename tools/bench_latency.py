@@ -63,7 +63,7 @@ def measure(model: Path, feeds: list[Feed], args: argparse.Namespace) -> Rows:
                 paired(model, item, feeds[0], args.rounds, threads)
                 for item in (compiled.model, full, static)
             )
-            unit = "ns" if threads == 1 else "ns on more"  # a table is of one thread
+            unit = "ns" if threads == 1 else ""  # tables are of one thread: nothing to hold to
             rows.append({
                 "model": model.name,
                 "target": compiled.report.target,

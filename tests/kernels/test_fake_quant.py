@@ -120,3 +120,15 @@ def test_a_learned_scale_finds_the_grid_of_its_data():
         loss.backward()
         optimizer.step()
     assert abs(scale.item() - 0.25) < 0.01
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_without_gradients_values_are_the_same_bit_for_bit(share):
+    x, scale, zero = drawn(3, 4, 60), torch.tensor(0.013), torch.tensor(7)
+    kept = drawn(4, 4, 60) > 0 if share else None
+    before = x.clone()
+    with torch.no_grad():
+        plain = fake_quantize(x, scale, zero, 0, 255, kept=kept)
+    assert torch.equal(plain, fake_quantize(x.requires_grad_(), scale, zero, 0, 255, kept=kept))
+    assert not plain.requires_grad
+    assert torch.equal(x, before)  # nothing of x is written over

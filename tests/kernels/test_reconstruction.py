@@ -97,6 +97,18 @@ def test_an_error_from_before_the_layer_is_corrected_too(layer):
     assert lesson.correct(TRAIN, HELD, before) < 0.05 * before
 
 
+def test_biases_are_corrected_on_the_samples_at_hand_again_and_again(layer):
+    """What channels hold in float is kept from one correction to the next, for each choice."""
+    twice, once = layer(bits=8, moved=0.3), layer(bits=8, moved=0.3)
+    some = TRAIN[:5]
+    twice[0].correct(TRAIN, HELD, 0.0)  # nothing is better than no error: undone
+    twice[0].correct(some, HELD, np.inf)
+    once[0].correct(some, HELD, np.inf)
+    found, wanted = (learnables.biases["m"].bias() for _, learnables in (twice, once))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert np.abs(wanted).max() > 0.01
+
+
 def test_the_error_is_the_geometric_mean_over_samples(layer):
     lesson, _ = layer()  # 3 bits: errors go with what a sample holds
     alone = np.array([lesson.error([sample]) for sample in HELD])
