@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Beside the float path, what every unit would write if it alone were quantized."""
+"""What every unit would write if it alone were quantized, and what that does to the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -11,8 +11,10 @@ from onnx import helper, numpy_helper
 
 from qhyvit_onnx.facts import Grids
 from qhyvit_onnx.grid import Grid
-from qhyvit_onnx.passes._stages import DELTA
 from qhyvit_onnx.units import Unit
+
+DELTA = "__delta"
+"""Ends the name of what quantizing a unit adds to its output."""
 
 _TWIN = "__twin"
 
@@ -23,6 +25,8 @@ class Probe:
 
     unit: Unit
     writes_codes: bool
+    cost: float = 1.0
+    """Of the unit in float, in any unit."""
 
 
 def twin_model(model: onnx.ModelProto, probes: Sequence[Probe], grids: Grids) -> onnx.ModelProto:
@@ -35,6 +39,28 @@ def twin_model(model: onnx.ModelProto, probes: Sequence[Probe], grids: Grids) ->
     for probe in probes:
         ordered = sorted((nodes[node.name] for node in probe.unit.nodes), key=itemgetter(0))
         writer.add(probe, [node for _, node in ordered])
+    return out
+
+
+def stirred(model: onnx.ModelProto, tensors: Collection[str]) -> onnx.ModelProto:
+    """Return ``model`` with an input for each of ``tensors``, which is added; 0 unless fed."""
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    del out.graph.node[:]
+    for node in model.graph.node:
+        copy = out.graph.node.add()
+        copy.CopyFrom(node)
+        added = [name for name in node.output if name in tensors]
+        copy.output[:] = [f"{name}__clean" if name in added else name for name in node.output]
+        for name in added:
+            zero = numpy_helper.from_array(np.zeros((), np.float32), delta := f"{name}{DELTA}")
+            out.graph.initializer.append(zero)
+            out.graph.input.append(
+                helper.make_tensor_value_info(delta, onnx.TensorProto.FLOAT, None)
+            )
+            out.graph.node.append(
+                helper.make_node("Add", [f"{name}__clean", delta], [name], name=f"{delta}/add")
+            )
     return out
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What rounding does to the output, one unit at a time."""
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 
@@ -25,7 +26,7 @@ class Sense(Pass):
     """Measure the output error that every unit of the fastest placement makes alone.
 
     A run of what follows the unit in the float model, for every unit and sample: most of what
-    placement costs.
+    placement costs. Of a large model, one sample, and its errors not all the way.
     """
 
     target: Target
@@ -44,19 +45,30 @@ class Sense(Pass):
         units, grids = tuple(find_units(state.graph)), state.get(SEARCHED)
         found = fastest(state, units, self.target, grids.activations)
         board = Board(state.graph, units, found.chosen)
-        probes = [Probe(u, board.writes_codes(u)) for u in units if u.name in found.chosen]
+        lines = found.prices.lines
+        probes = [
+            Probe(unit, board.writes_codes(unit), lines[unit.name].float_cost)
+            for unit in units
+            if unit.name in found.chosen
+        ]
         if not probes:
             state.put(SENSITIVITY, {})
             return Outcome(0, "nothing runs int8")
-        count = self._samples(state, len(probes) * found.work)
+        count, near = self._extent(state, len(probes) * found.work)
         samples, total = islice(state.calibration, count), len(probes) * count
-        noise = measure(state.model(), probes, grids, samples, lambda n: state.tick(n, total))
+        noise = measure(
+            state.model(), probes, grids, samples, lambda n: state.tick(n, total), near=near
+        )
         state.put(SENSITIVITY, noise)
         told = f"{len(probes)} units on {count} samples: together {100 * sum(noise.values()):.2g} %"
         return Outcome(0, f"{told} output error")
 
-    def _samples(self, state: State, work: float) -> int:
-        """Return on how many samples to measure, when one is so much ``work``: one at least."""
+    def _extent(self, state: State, work: float) -> tuple[int, bool]:
+        """Return on how many samples to measure, when one is so much ``work``, and whether near.
+
+        One sample at least; near where that is too much already.
+        """
         haste = _HASTE if effort_of(state.config) is Effort.FAST else 1
         most = min(-(-self.guard.samples // haste), len(state.calibration))
-        return max(1, min(most, int(self.guard.work / (haste * work)))) if work else most
+        able = self.guard.work / (haste * work) if work else math.inf
+        return max(1, int(min(most, able))), able < 1

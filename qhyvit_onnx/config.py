@@ -135,9 +135,10 @@ class Guard:
     """Calibration samples on which it is measured, at most, and a quarter of that at effort fast; 0
     turns the guard off."""
 
-    work: float = 3e11
+    work: float = 2.4e11
     """Multiply-adds it may take, counted as a run of the network for every unit and sample: large
-    models see fewer samples, but one. A quarter of it at effort fast, too."""
+    models see fewer samples. Where it does not do for one, errors of units that are near to one
+    another are followed to the output together. A quarter of it at effort fast, too."""
 
     weight: float = 0.0
     """What output error counts at least in placement: float runs of the network for an output that
