@@ -8,6 +8,7 @@ from qhyvit_onnx.config import CompileConfig, Effort, Folding, Guard, Scope
 from qhyvit_onnx.data import Feeds
 from qhyvit_onnx.errors import ConfigError, PassError
 from qhyvit_onnx.facts import FLOAT, PLACEMENT, SEARCHED, SENSITIVITY, UNITS
+from qhyvit_onnx.passes._sensitivity import measure
 from qhyvit_onnx.passes.place import Place
 from qhyvit_onnx.passes.sense import Sense
 from qhyvit_onnx.pipeline import default_pipeline
@@ -258,25 +259,53 @@ def test_a_mask_before_a_closing_softmax_does_not_silence_the_guard(place):
     assert 1e-6 < state.get(SENSITIVITY)["only"] < 1e-2
 
 
+@pytest.fixture
+def sensed(place, monkeypatch):
+    """Return a function: effort, runs that the guard may take -> outcome, ticks, whether near."""
+
+    def run(effort, runs):
+        monkeypatch.setattr("qhyvit_onnx.passes.sense.effort_of", lambda _: effort)
+        seen, ticks = [], []
+
+        def watched(*given, near):
+            seen.append(near)
+            return measure(*given, near=near)
+
+        monkeypatch.setattr("qhyvit_onnx.passes.sense.measure", watched)
+        body, weights = sensitive_net()
+        rng = np.random.default_rng(0)
+        feeds = Feeds.of([{"x": rng.standard_normal(SHAPE).astype(np.float32)} for _ in range(8)])
+        state = place(body, weights)[1]
+        fresh = State(state.source, state.config, feeds)
+        for item in default_pipeline(state.config, ARM):
+            if item.name == "sense":
+                fresh.tick = lambda done, total: ticks.append((done, total))
+                guard = Guard(samples=32, work=runs * 12 * 64 * 64 * 8 * 8)
+                outcome = Sense(ARM, guard).run(fresh)
+                break
+            item.run(fresh)
+        return outcome, ticks, seen
+
+    return run
+
+
 @pytest.mark.parametrize(("effort", "runs"), [(Effort.DEFAULT, 25), (Effort.FAST, 100)])
-def test_the_guard_takes_no_more_work_than_it_may(place, monkeypatch, effort, runs):
-    monkeypatch.setattr("qhyvit_onnx.passes.sense.effort_of", lambda _: effort)
-    ticks = []
-    body, weights = sensitive_net()
-    rng = np.random.default_rng(0)
-    feeds = Feeds.of([{"x": rng.standard_normal(SHAPE).astype(np.float32)} for _ in range(8)])
-    state = place(body, weights)[1]
-    fresh = State(state.source, state.config, feeds)
-    for item in default_pipeline(state.config, ARM):
-        if item.name == "sense":
-            fresh.tick = lambda done, total: ticks.append((done, total))
-            guard = Guard(samples=32, work=runs * 12 * 64 * 64 * 8 * 8)
-            outcome = Sense(ARM, guard).run(fresh)
-            break
-        item.run(fresh)
-    assert ticks[-1] == (24, 24)  # 12 units: 25 runs are enough for two samples
-    assert [done for done, _ in ticks] == sorted({done for done, _ in ticks})
+def test_the_guard_takes_no_more_work_than_it_may(sensed, effort, runs):
+    outcome, ticks, near = sensed(effort, runs)
+    assert ticks == [(done, 24) for done in range(1, 25)]  # 12 units: enough for two samples
     assert outcome.note.startswith("12 units on 2 samples: together ")
+    assert near == [False]
+
+
+@pytest.mark.parametrize(
+    ("effort", "runs", "near"),
+    [(Effort.DEFAULT, 13, False), (Effort.DEFAULT, 11, True), (Effort.FAST, 47, True)],
+)
+def test_where_one_sample_is_too_much_errors_are_followed_together(sensed, effort, runs, near):
+    outcome, ticks, seen = sensed(effort, runs)
+    assert ticks[-1] == (12, 12)
+    assert outcome.note.startswith("12 units on 1 samples: together ")
+    assert seen == [near]
 
 
 def test_without_grids_it_is_a_bug(build, state):
