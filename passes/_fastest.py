@@ -15,7 +15,7 @@ from qhyvit_onnx.kernels.observers import TensorStats
 from qhyvit_onnx.passes._globs import unmatched
 from qhyvit_onnx.passes._ledger import Ledger
 from qhyvit_onnx.passes._limits import limit_of
-from qhyvit_onnx.state import State
+from qhyvit_onnx.state import Fact, State
 from qhyvit_onnx.symbolic.dims import is_number
 from qhyvit_onnx.units import Kind, Unit, is_softmax, source_of
 from qhyvit_onnx.work import shapes_at
@@ -43,6 +43,9 @@ class Fastest:
         able = self.prices.lines.keys() - self.refused.keys()
         costs = (self.prices.cost(names) + self.rest for names in (frozenset(), able, chosen))
         return Prediction(unit, *costs)
+
+
+FASTEST: Fact[Fastest] = Fact("fastest")
 
 
 def fastest(

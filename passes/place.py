@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from qhyvit_onnx.config import Extent, Guard
 from qhyvit_onnx.costs.table import Target
-from qhyvit_onnx.facts import PLACEMENT, PREDICTION, RANGES, SEARCHED, SENSITIVITY, UNITS
+from qhyvit_onnx.facts import PLACEMENT, PREDICTION, SENSITIVITY, UNITS
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._board import Board
-from qhyvit_onnx.passes._fastest import Fastest, fastest
+from qhyvit_onnx.passes._fastest import FASTEST, Fastest
 from qhyvit_onnx.passes._kernelless import kernelless
 from qhyvit_onnx.passes._ledger import Ledger
 from qhyvit_onnx.passes._quiet import quietest_enough
@@ -36,13 +36,13 @@ class Place(Pass):
 
     name = "place"
     summary = "which fusion unit runs int8 and which stays float: a minimum cut over measured costs"
-    needs = (RANGES, SEARCHED, SENSITIVITY)
+    needs = (FASTEST, SENSITIVITY)
     gives = (UNITS, PLACEMENT, PREDICTION)
 
     def run(self, state: State) -> Outcome:
         """Put UNITS, PLACEMENT and PREDICTION; the graph stays as it is."""
         units = tuple(find_units(state.graph))
-        found = fastest(state, units, self.target, state.get(SEARCHED).activations)
+        found = state.get(FASTEST)
         noise = state.get(SENSITIVITY)
         chosen = quietest_enough(found.ledger, found.chosen, noise, self.guard)
         if self.refused:

@@ -11,7 +11,7 @@ from qhyvit_onnx.effort import effort_of
 from qhyvit_onnx.facts import RANGES, SEARCHED, SENSITIVITY
 from qhyvit_onnx.passes._base import Outcome, Pass
 from qhyvit_onnx.passes._board import Board
-from qhyvit_onnx.passes._fastest import fastest
+from qhyvit_onnx.passes._fastest import FASTEST, fastest
 from qhyvit_onnx.passes._sensitivity import measure
 from qhyvit_onnx.passes._twins import Probe
 from qhyvit_onnx.state import State
@@ -23,7 +23,7 @@ _HASTE = 4
 
 @dataclass(frozen=True)
 class Sense(Pass):
-    """Measure the output error that every unit of the fastest placement makes alone.
+    """Find the fastest placement, and measure the output error that each of its units makes alone.
 
     A run of what follows the unit in the float model, for every unit and sample: most of what
     placement costs. Of a large model, one sample, and its errors not all the way.
@@ -33,17 +33,18 @@ class Sense(Pass):
     guard: Guard = Guard()  # noqa: RUF009  frozen
 
     name = "sense"
-    summary = "what rounding each unit alone does to the output"
+    summary = "what is fastest, and what rounding each unit of it alone does to the output"
     needs = (RANGES, SEARCHED)
-    gives = (SENSITIVITY,)
+    gives = (FASTEST, SENSITIVITY)
 
     def run(self, state: State) -> Outcome:
-        """Put SENSITIVITY, empty when the guard is off; the graph stays as it is."""
+        """Put FASTEST, and SENSITIVITY, empty without a guard; the graph stays as it is."""
+        units, grids = tuple(find_units(state.graph)), state.get(SEARCHED)
+        found = fastest(state, units, self.target, grids.activations)
+        state.put(FASTEST, found)
         if not self.guard.samples:
             state.put(SENSITIVITY, {})
             return Outcome(0, "off (no guard)")
-        units, grids = tuple(find_units(state.graph)), state.get(SEARCHED)
-        found = fastest(state, units, self.target, grids.activations)
         board = Board(state.graph, units, found.chosen)
         lines = found.prices.lines
         probes = [
