@@ -4,7 +4,6 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -12,14 +11,13 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from qhyvit_onnx.passes._twins import Probe
+from qhyvit_onnx.runtime import Arrays
 
 _SECTIONS = 12
 """Of a model, at most: what every run of one costs beside its arithmetic, more would not save."""
 
 _NEVER = 1 << 60
 """Tensors that are said to cross where no cut may be."""
-
-Arrays: TypeAlias = Mapping[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True, slots=True)

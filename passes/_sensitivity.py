@@ -92,10 +92,10 @@ class _Sample:
         try:
             for section, runs, total in zip(sections, alone, together, strict=True):
                 found = [run.result() for run in runs]
-                share = total.result() / max(sum(found), 1e-30) if total else 1.0
+                share = total.result() / max(sum(found), _LEAST) if total else 1.0
                 yield from zip(section.perturbed, (share * error for error in found), strict=True)
         finally:  # interrupted: nobody waits for the rest
-            for run in chain.from_iterable(alone):
+            for run in (*chain.from_iterable(alone), *filter(None, together)):
                 run.cancel()
 
     def error(self, names: Sequence[str], start: int, stop: int) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every unit would write if it alone were quantized, and what that does to the rest."""
+"""What every unit would write if it alone were quantized, and a model that can be told so."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

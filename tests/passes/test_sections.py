@@ -267,7 +267,8 @@ def test_near_goes_on_to_where_there_are_numbers(build):
     assert sample.telling(0) == len(sections)
 
 
-def test_when_a_run_fails_the_rest_is_not_waited_for(deep, monkeypatch):
+@pytest.mark.parametrize("near", [False, True])
+def test_when_a_run_fails_the_rest_is_not_waited_for(deep, monkeypatch, near):
     model, probes, feeds = deep
     runs = []
 
@@ -279,7 +280,7 @@ def test_when_a_run_fails_the_rest_is_not_waited_for(deep, monkeypatch):
     monkeypatch.setattr(_sensitivity._Sample, "error", error)
     monkeypatch.setattr(_sensitivity, "cores", lambda: 1)
     with pytest.raises(RuntimeError, match="no"):
-        measure(model, probes, GRIDS, feeds, lambda _: None)
+        measure(model, probes, GRIDS, feeds, lambda _: None, near=near)
     assert len(runs) <= 3
 
 
