@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx
 
@@ -12,10 +12,10 @@ from qhyvit_onnx.passes._sections import Section
 from qhyvit_onnx.passes._twins import stirred, twin_model
 from qhyvit_onnx.runtime import Arrays, Options, Session
 
-_ALONE = Options(fuse_qdq=False, threads=1)
-"""One thread: sections run side by side."""
+_ALONE = Options(fuse_qdq=False, threads=1, arena=False)
+"""One thread: sections run side by side. Arenas of all of them would add up to 0.4 GB."""
 
-_ONCE = Options(fuse_qdq=False, threads=1, optimize=False)
+_ONCE = replace(_ALONE, optimize=False)
 """For what runs once a sample: to optimize it would take longer."""
 
 

@@ -64,6 +64,8 @@ class Options:
     """False: Q and DQ stay as they are and everything between them runs in float."""
     optimize: bool = True
     """False: the graph runs node by node as it is written, for one that was optimized already."""
+    arena: bool = True
+    """False: memory is given back after every run, for when many sessions are open at a time."""
 
 
 class Session:
@@ -172,6 +174,7 @@ def _session_options(options: Options) -> ort.SessionOptions:
     chosen = ort.SessionOptions()
     chosen.intra_op_num_threads = options.threads or cores()
     chosen.inter_op_num_threads = 1
+    chosen.enable_cpu_mem_arena = options.arena
     chosen.log_severity_level = 4
     levels = ort.GraphOptimizationLevel
     chosen.graph_optimization_level = (

@@ -234,6 +234,17 @@ def test_a_measurement_is_what_moving_each_tensor_does(deep):
         np.testing.assert_allclose(found[probe.unit.name], np.mean(errors), rtol=1e-3)
 
 
+def test_sessions_of_sections_keep_no_arena(deep):
+    model, probes, feeds = deep
+    with ThreadPoolExecutor(1) as pool:
+        chain = Chain(model, sections_of(model, probes, ["y"]), GRIDS, pool)
+        chain.clean(feeds[0])
+    opened = [*chain._plain, *(each.result() for each in (*chain._stirred, *chain._twins))]
+    options = [each._session.get_session_options() for each in opened]
+    assert len(options) == 3 * len(chain.sections)
+    assert not any(each.enable_cpu_mem_arena for each in options)
+
+
 def test_near_is_like_far(deep):
     model, probes, feeds = deep
     far = measure(model, probes, GRIDS, feeds, lambda _: None)
